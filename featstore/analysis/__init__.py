@@ -1,0 +1,1 @@
+"""What the results say: correlations, rankings, plots, and a report that holds them all."""

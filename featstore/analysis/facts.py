@@ -1,0 +1,86 @@
+"""What a report tells beside rankings and correlations: extremes, shifts, gaps and costs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+
+def counted(results: xr.Dataset, baseline: str) -> xr.DataArray:
+    """Cells that count once: a model without BatchNorm has the same ones under every BN mode."""
+    return ~results["bn_free"].astype(bool) | (results["bn_mode"] == baseline)
+
+
+def extreme(correlations: xr.Dataset, *, largest: bool) -> xr.Dataset | None:
+    """The pair of protocols with the largest or smallest Pearson r; None without any r."""
+    r = correlations["pearson"].values
+    above = np.triu(np.ones(r.shape, dtype=bool), 1) & np.isfinite(r)
+    if not above.any():
+        return None
+    order = np.where(above, -r if largest else r, np.inf)
+    row, column = np.unravel_index(np.argmin(order), r.shape)
+    return correlations.isel(protocol=int(row), other=int(column))
+
+
+def best_predictor(domains: dict[str, xr.Dataset] | None) -> xr.Dataset | None:
+    """The protocol whose in-domain scores go best with those elsewhere, on average."""
+    if domains is None or not domains["independent"]["pearson_mean"].notnull().any():
+        return None
+    found = domains["independent"]
+    return found.isel(protocol=int(found["pearson_mean"].argmax("protocol")))
+
+
+def bn_shift(results: xr.Dataset, baseline: str) -> list[dict[str, Any]]:
+    """For each BN mode but the baseline, how far it moves each model that has BatchNorm."""
+    with_bn = results["score"].sel(model=~results["bn_free"].astype(bool).values)
+    rows = []
+    for mode in [str(mode) for mode in results["bn_mode"].values if mode != baseline]:
+        change = with_bn.sel(bn_mode=mode) - with_bn.sel(bn_mode=baseline)
+        by_model = change.mean(["dataset", "protocol"])
+        if by_model.notnull().any():
+            rows.append({"mode": mode, "change": change, "by_model": by_model})
+    return rows
+
+
+def gaps(results: xr.Dataset, baseline: str) -> list[tuple[str, str, str, str, int]]:
+    """Missing cells as (model, dataset, BN modes, protocols, how many), like ones in one row."""
+    dims = ("protocol", "bn_mode", "model", "dataset")
+    missing = results["score"].isnull().transpose(*dims)
+    asked = counted(results, baseline).broadcast_like(missing).transpose(*dims).values
+    protocols = [str(name) for name in missing["protocol"].values]
+    modes = [str(name) for name in missing["bn_mode"].values]
+    cells = missing.values & asked
+    whole = cells.any(axis=(2, 3)) & (cells | ~asked).all(axis=(2, 3))
+    rows = []
+    for p, m in np.argwhere(whole):
+        count = int(cells[p, m].sum())
+        rows.append(("every model", "every dataset", modes[m], protocols[p], count))
+    cells = cells & ~whole[:, :, None, None]
+    for model, dataset in np.argwhere(cells.any(axis=(0, 1)).reshape(cells.shape[2:])):
+        alike = defaultdict(list)
+        for m, mode in enumerate(modes):
+            gone = tuple(np.flatnonzero(cells[:, m, model, dataset]))
+            if gone:
+                alike[gone].append(mode)
+        for gone, where in alike.items():
+            names = [protocols[p] for p in gone]
+            text = f"all {len(names)}" if len(names) == len(protocols) > 1 else ", ".join(names)
+            place = (str(missing["model"].values[model]), str(missing["dataset"].values[dataset]))
+            rows.append((*place, ", ".join(where), text, len(gone) * len(where)))
+    return rows
+
+
+def costs(results: xr.Dataset, baseline: str) -> list[dict[str, Any]]:
+    """Seconds by protocol, over cells that were computed."""
+    seconds = results["seconds"].where(counted(results, baseline) & results["score"].notnull())
+    rows = []
+    for name in results["protocol"].values:
+        times = seconds.sel(protocol=name).values
+        times = times[np.isfinite(times)]
+        if times.size:
+            spread = {"median": float(np.median(times)), "most": float(times.max())}
+            rows.append({"protocol": str(name), "cells": times.size, "sum": times.sum(), **spread})
+    return rows

@@ -1,0 +1,55 @@
+"""Colours, markers and text that all pictures share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+
+# Okabe & Ito (2008): told apart with any common colour blindness. Grey is for random weights.
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+INK, FAINT, PAPER, GREY = "#22303c", "#8a949e", "#f0f1f3", "#999999"
+
+
+def family_colours(results: xr.Dataset) -> dict[str, str]:
+    """Colour of each family of models; random weights are grey wherever they come."""
+    families = sorted({str(name) for name in results["family"].values} - {"random"})
+    chosen = {name: OKABE_ITO[i % len(OKABE_ITO)] for i, name in enumerate(families)}
+    return chosen | ({"random": GREY} if "random" in results["family"].values else {})
+
+
+def backbone_markers(results: xr.Dataset) -> dict[str, str]:
+    """Matplotlib marker of each backbone."""
+    backbones = sorted({str(name) for name in results["backbone"].values})
+    return {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(backbones)}
+
+
+def colour_floor(values: Any) -> float:
+    """The tenth below the smallest coefficient, at most .9."""
+    finite = values[np.isfinite(values)]
+    return min(0.9, float(np.floor(10 * finite.min()) / 10)) if finite.size else 0.0
+
+
+def ink_on(paper: Any) -> str:
+    """White or dark, whichever stands out more from a colour (r, g, b, ...) by WCAG 2."""
+    share = np.array([*paper[:3], *to_rgb(INK)]).reshape(2, 3)
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    ground, ink = linear @ [0.2126, 0.7152, 0.0722] + 0.05
+    return "white" if 1.05 / ground > ground / ink else INK
+
+
+def literal(name: str) -> str:
+    """A name as Matplotlib prints it unchanged: a dollar sign would open a formula."""
+    return name.replace("$", r"\$")
+
+
+def without_frame(ax: Axes) -> None:
+    """Neither frame nor tick marks."""
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    ax.tick_params(length=0, labelsize=9, labelcolor=INK)
+    ax.set_axisbelow(True)

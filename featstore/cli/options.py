@@ -1,0 +1,67 @@
+"""The program, and the options that several of its commands share."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from featstore import __version__
+from featstore.keys import BNMode
+
+app = typer.Typer(
+    name="featstore",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Benchmark vision backbones: embed images once, probe the store, correlate the protocols.",
+    epilog="Example: featstore extract -m tiny -d tiny && featstore probe && featstore report",
+)
+
+Models = Annotated[
+    list[str],
+    typer.Option("--model", "-m", help="model or set of models, such as tiny; repeatable"),
+]
+Datasets = Annotated[
+    list[str],
+    typer.Option("--dataset", "-d", help="dataset or set of datasets, such as tiny; repeatable"),
+]
+Modes = Annotated[
+    list[BNMode],
+    typer.Option("--bn-mode", help="statistics of the backbone's BatchNorm layers; repeatable"),
+]
+StorePath = Annotated[Path, typer.Option("--store", help="where features are kept")]
+ResultsPath = Annotated[Path, typer.Option("--results", help="folder of the results' records")]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option("--data-root", help="where datasets lie [default: FEATSTORE_HOME/datasets]"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="one line of JSON on stdout")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N")]
+Weights = Annotated[str, typer.Option(help="pretrained, random, or the path of a weights file")]
+
+STORE = Path("data/features.zarr")
+RESULTS = Path("data/results")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"featstore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress, no remarks")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="say more")] = False,
+) -> None:
+    level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING
+    logging.basicConfig(format="featstore: %(message)s", level=logging.ERROR, stream=sys.stderr)
+    logging.getLogger("featstore").setLevel(level)

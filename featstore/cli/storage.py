@@ -1,0 +1,121 @@
+"""Commands about stored features: ls, verify, why, rm."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from featstore.cli.options import (
+    STORE,
+    AsJson,
+    DataRoot,
+    Datasets,
+    Models,
+    StorePath,
+    Weights,
+    app,
+)
+from featstore.cli.terminal import table
+from featstore.keys import FeatureKey
+
+
+@app.command("ls", epilog="Example: featstore ls -d digits")
+def list_store(
+    model: Models = [],  # noqa: B006
+    dataset: Datasets = [],  # noqa: B006
+    store: StorePath = STORE,
+    as_json: AsJson = False,
+) -> None:
+    """List what is stored: splits, rows, features, and whether they are finished."""
+    from featstore.store import Store
+
+    rows = [
+        {
+            "model": split.key.model,
+            "dataset": split.key.dataset,
+            "bn_mode": split.key.bn_mode.value,
+            "split": split.name,
+            "rows": split.shape[0],
+            "features": split.shape[1],
+            "dtype": str(split.embedding.dtype),
+            "state": "complete" if split.complete else f"{split.rows_done} rows done",
+        }
+        for split in Store(store).splits()
+        if (not model or split.key.model in model) and (not dataset or split.key.dataset in dataset)
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows))
+    elif not rows:
+        typer.echo(f"nothing in {store}. Run: featstore extract -m MODEL -d DATASET")
+    else:
+        table(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
+
+
+@app.command(epilog="Example: featstore verify --store data/features.zarr")
+def verify(store: StorePath = STORE, as_json: AsJson = False) -> None:
+    """Read every byte of the store again and check it; exit status 1 if anything is wrong."""
+    from featstore.store import Store
+
+    checked, faults = 0, []
+    for split in Store(store).splits():
+        checked += 1
+        faults += [{"split": str(split), "fault": fault} for fault in split.verify()]
+    if as_json:
+        typer.echo(json.dumps({"checked": checked, "faults": faults}))
+    else:
+        for fault in faults:
+            typer.echo(f"{fault['split']}: {fault['fault']}")
+        typer.echo(f"{checked} splits checked, {len(faults)} faults")
+    if faults:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: featstore why 'tiny-resnet-simclr digits eval'")
+def why(
+    key: Annotated[str, typer.Argument(help="'MODEL DATASET BN_MODE', as ls prints them")],
+    store: StorePath = STORE,
+    data_root: DataRoot = None,
+    weights: Weights = "pretrained",
+    batch_size: Annotated[int, typer.Option(help="as for extract")] = 64,
+    precision: Annotated[str, typer.Option(help="as for extract")] = "fp32",
+    dtype: Annotated[str, typer.Option(help="as for extract")] = "float16",
+    codec: Annotated[str, typer.Option(help="as for extract")] = "none",
+    chunk_rows: Annotated[int, typer.Option(help="as for extract")] = 2048,
+    as_json: AsJson = False,
+) -> None:
+    """Say which recipe fields of stored features differ from what would be extracted now."""
+    from featstore.extraction import Options, stored_against_now
+
+    options = Options(batch_size, precision, dtype, codec, chunk_rows)
+    found = stored_against_now(
+        FeatureKey.parse(key), store=store, data_root=data_root, weights=weights, options=options
+    )
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    for split, differences in found.items():
+        if not differences:
+            typer.echo(f"{split}: as it would be extracted now")
+        for name, (stored, now) in differences.items():
+            typer.echo(f"{split}: {name}: stored {stored!r}, now {now!r}")
+
+
+@app.command("rm", epilog="Example: featstore rm 'tiny-resnet-simclr digits eval' --yes")
+def remove(
+    key: Annotated[str, typer.Argument(help="'MODEL DATASET BN_MODE', as ls prints them")],
+    store: StorePath = STORE,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+) -> None:
+    """Delete stored features; results that were made of them stay."""
+    from featstore.store import Store
+
+    opened, wanted = Store(store), FeatureKey.parse(key)
+    splits = list(opened.splits(wanted))
+    if not splits:
+        opened.open(wanted)  # raises, and says what is there
+    if not yes:
+        typer.confirm(f"Delete {len(splits)} splits of {wanted} from {store}?", abort=True)
+    opened.remove(wanted)
+    typer.echo(f"deleted {len(splits)} splits of {wanted}")

@@ -1,0 +1,84 @@
+"""What goes to the terminal: progress, tables, facts."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import typer
+
+
+@contextmanager
+def progress(unit: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr with the rate and the time left; silent when stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    hidden = not console.is_terminal or logging.getLogger("featstore").level >= logging.ERROR
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            name = what if unit == "images" else "probing"
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=total, rate="")
+            speed = bar.tasks[tasks[name]].speed
+            rate = f"{speed:.0f} {unit}/s" if speed else ""
+            bar.update(tasks[name], completed=done, total=total, rate=rate, refresh=False)
+
+        try:
+            yield advance
+        except KeyboardInterrupt:  # typer would end the program without a word
+            raise InterruptedRunError from None
+
+
+class InterruptedRunError(Exception):
+    """Ctrl-C during long work."""
+
+
+def show_all(
+    entries: dict[str, Any], name: str | None, columns: Sequence[str], as_json: bool
+) -> None:
+    """Print a catalogue as a table, or one of its entries in full."""
+    if name is not None:
+        show(asdict(entries[name]), as_json)
+    elif as_json:
+        typer.echo(json.dumps({known: asdict(entry) for known, entry in entries.items()}))
+    else:
+        rows = [[n, *(text(getattr(e, column)) for column in columns)] for n, e in entries.items()]
+        table(["name", *columns], rows)
+
+
+def show(facts: dict[str, Any], as_json: bool) -> None:
+    """Print facts, one a line."""
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        typer.echo(f"{name:<{width}}  {text(value)}")
+
+
+def text(value: Any) -> str:
+    """A value as a person writes it."""
+    return ", ".join(str(one) for one in value) if isinstance(value, list | tuple) else str(value)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Plain columns, which grep and awk can read as well as people."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    for row in [header, *rows]:
+        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)]
+        typer.echo("  ".join(cells).rstrip())

@@ -1,0 +1,119 @@
+"""Commands that compute: extract, probe."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from featstore.cli.options import (
+    RESULTS,
+    STORE,
+    AsJson,
+    DataRoot,
+    Datasets,
+    Device,
+    Models,
+    Modes,
+    ResultsPath,
+    StorePath,
+    Weights,
+    app,
+)
+from featstore.cli.terminal import progress
+from featstore.keys import BNMode
+
+
+@app.command(
+    epilog="Example: featstore extract -m timm:resnet50 -m timm:vit_small_patch16_224@cls "
+    "-d folder:photos --bn-mode eval --bn-mode adapt"
+)
+def extract(
+    model: Models,
+    dataset: Datasets,
+    split: Annotated[
+        list[str] | None, typer.Option(help="train, val or test; repeatable [default: all]")
+    ] = None,
+    bn_mode: Modes = [BNMode.EVAL],  # noqa: B006  # typer copies it
+    weights: Weights = "pretrained",
+    variant: Annotated[str, typer.Option(help="keep the features apart as MODEL~VARIANT")] = "",
+    seed: Annotated[int, typer.Option(help="of random weights")] = 0,
+    store: StorePath = STORE,
+    data_root: DataRoot = None,
+    batch_size: Annotated[int, typer.Option(help="most images in a forward pass")] = 64,
+    num_workers: Annotated[
+        int | None, typer.Option(help="processes that decode [default: as many as cores]")
+    ] = None,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, or autocast to bf16 or fp16")] = "fp32",
+    dtype: Annotated[str, typer.Option(help="stored as float16 or float32")] = "float16",
+    codec: Annotated[str, typer.Option(help="none, zstd or bitround:N (lossy)")] = "none",
+    chunk_rows: Annotated[int, typer.Option(help="most rows in a chunk")] = 2048,
+    download: Annotated[bool, typer.Option(help="fetch datasets that are missing")] = False,
+    overwrite: Annotated[bool, typer.Option(help="replace what is stored")] = False,
+    skip_errors: Annotated[
+        bool, typer.Option(help="mask images that cannot be read, and count them")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run every model over every dataset once, keeping the embeddings; goes on where it stopped."""
+    from featstore.extraction import extract as run
+
+    with progress("images") as advance:
+        done = run(
+            model, dataset, splits=split or (), bn_modes=bn_mode, weights=weights, variant=variant,
+            seed=seed, store=store, data_root=data_root, batch_size=batch_size,
+            num_workers=num_workers, device=device, precision=precision, dtype=dtype, codec=codec,
+            chunk_rows=chunk_rows, download=download, overwrite=overwrite, skip_errors=skip_errors,
+            progress=advance,
+        )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(asdict(done)))
+        return
+    rate = f", {done.images / done.seconds:.0f} images/s" if done.images else ""
+    typer.echo(
+        f"{done.filled} splits filled, {done.up_to_date} up to date; {done.images} images decoded "
+        f"in {done.seconds:.1f} s{rate} -> {store}"
+    )
+
+
+@app.command(epilog="Example: featstore probe -p knn-marks -p logreg -d digits")
+def probe(
+    protocol: Annotated[
+        list[str], typer.Option("--protocol", "-p", help="protocol, or set; repeatable")
+    ] = ["all"],  # noqa: B006
+    model: Models = [],  # noqa: B006
+    dataset: Datasets = [],  # noqa: B006
+    bn_mode: Modes = [],  # noqa: B006
+    seed: Annotated[list[int], typer.Option(help="of draws and initialisations; repeatable")] = [0],  # noqa: B006
+    store: StorePath = STORE,
+    results: ResultsPath = RESULTS,
+    device: Device = "auto",
+    scheduler: Annotated[
+        str, typer.Option(help="processes, threads, sync, local:N or tcp://HOST:PORT")
+    ] = "processes",
+    overwrite: Annotated[bool, typer.Option(help="fill cells again that are there")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fill every missing cell off the store; without -m and -d, for all that is stored."""
+    from featstore.sweep import probe as run
+
+    with progress("cells") as advance:
+        done = run(
+            model, dataset, protocols=protocol, bn_modes=bn_mode, seeds=seed, store=store,
+            results=results, device=device, scheduler=scheduler, overwrite=overwrite,
+            progress=advance,
+        )  # fmt: skip
+    for failure in done.failed:
+        typer.echo(f"featstore: {failure.what}: {failure.error}", err=True)
+    if as_json:
+        typer.echo(json.dumps(asdict(done)))
+    else:
+        typer.echo(
+            f"{done.filled} cells filled, {done.up_to_date} up to date, {len(done.failed)} failed "
+            f"in {done.seconds:.1f} s -> {done.results or results}"
+        )
+    if done.failed:
+        raise typer.Exit(1)

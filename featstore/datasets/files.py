@@ -1,0 +1,206 @@
+"""Images in files: reading one, listing those of a folder, dividing a list that has no splits."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from featstore.datasets.image_split import ImageSplit
+from featstore.errors import BadImageError, MissingDatasetError
+from featstore.keys import canonical_json
+
+log = logging.getLogger(__name__)
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+_SHARE_OF_TEST = 0.2
+_SPLIT_SEED = 0
+# What Pillow's decoders raise on data that are cut or changed.
+_BROKEN = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, struct.error)
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Reader of image files, each decoded by its content, whatever its extension."""
+
+    paths: tuple[str, ...]
+
+    def __call__(self, position: int) -> Image.Image:
+        """RGB image at a position; raises BadImageError, naming its file."""
+        path = self.paths[position]
+        try:
+            with Image.open(path) as image:
+                if image.mode == "P" and "transparency" in image.info:
+                    return image.convert("RGBA").convert("RGB")  # straight to RGB, Pillow warns
+                return image.convert("RGB")
+        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise BadImageError(
+                f"{path} is no image that can be read ({error}). Replace it, or go on without it "
+                f"by --skip-errors"
+            ) from error
+        except _BROKEN as error:
+            raise BadImageError(
+                f"{path} is truncated or broken ({error}). Replace it, or go on without it by "
+                f"--skip-errors"
+            ) from error
+
+    @property
+    def content(self) -> str:
+        """SHA-256 over file sizes, in hex: cheap, and changed by nearly every edit of an image."""
+        return hashlib.sha256(
+            canonical_json([Path(path).stat().st_size for path in self.paths])
+        ).hexdigest()
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Image files below a folder, by extension, sorted by path; others are named in the log."""
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    )
+    other = [path for path in files if path.suffix.lower() not in EXTENSIONS]
+    if other:
+        names = ", ".join(str(path) for path in other[:3])
+        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        log.warning("left out, not image files by their extension: %s%s", names, more)
+    return [path for path in files if path.suffix.lower() in EXTENSIONS]
+
+
+def split_by_class(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of a seeded 80/20 split into train and test, class by class, each in order.
+
+    A class of one image goes to train. Drawn from the raw stream of PCG64, which NumPy promises to
+    keep, unlike `permutation`.
+    """
+    draws = np.random.PCG64(_SPLIT_SEED).random_raw(len(labels))
+    test: list[int] = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        wanted = max(1, round(_SHARE_OF_TEST * len(members))) if len(members) > 1 else 0
+        test.extend(members[np.argsort(draws[members], kind="stable")][:wanted].tolist())
+    in_test = np.zeros(len(labels), bool)
+    in_test[test] = True
+    return np.flatnonzero(~in_test), np.flatnonzero(in_test)
+
+
+def file_split(
+    dataset: str,
+    name: str,
+    root: Path,
+    paths: Sequence[str | Path],
+    labels: Iterable[int],
+    categories: Sequence[str],
+) -> ImageSplit:
+    """Split of image files; a sample's name is its path below `root`."""
+    read = FileImages(tuple(str(path) for path in paths))
+    missing = next((path for path in read.paths if not Path(path).exists()), None)
+    if missing:
+        raise MissingDatasetError(
+            f"{dataset} {name} lists {missing}, which is not there. Fetch the dataset again"
+        )
+    ids = tuple(Path(path).relative_to(root).as_posix() for path in paths)
+    label = np.fromiter((int(one) for one in labels), np.int64, len(ids))
+    return ImageSplit(dataset, name, ids, label, tuple(categories), read, read.content)
+
+
+def load_folder(dataset: str, root: Path) -> dict[str, ImageSplit]:
+    """Splits of a folder: `{train,val,test}/<class>/` or a flat `<class>/`, by their names.
+
+    A flat folder gets a seeded 80/20 split; where there is no `test/`, `val/` is scored.
+
+    Raises
+    ------
+    MissingDatasetError
+        There is no such folder.
+    BadImageError
+        It holds no image, a class without one, or a class in test that train lacks.
+    """
+    if not root.is_dir():
+        raise MissingDatasetError(f"{dataset}: no folder at {root.absolute()}. Check the path")
+    if not (root / "train").is_dir():
+        held_out = [name for name in ("val", "test") if _has_folders(root / name)]
+        if held_out:  # else its classes would pass for one class, called `test`
+            raise BadImageError(
+                f"{root} has {held_out[0]}/ and no train/. Add {root}/train/CLASS/IMAGE.png, or "
+                f"give {root / held_out[0]} as a dataset of its own"
+            )
+        return _load_flat(dataset, root)
+    found = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
+    if "test" not in found and "val" in found:
+        log.warning("%s has no test/: its val/ is scored as test", root)
+        found["test"] = found.pop("val")
+    classes = {name: _read_classes(folder) for name, folder in found.items()}
+    categories = sorted(classes["train"])
+    for name, members in classes.items():
+        strangers = sorted(set(members) - set(categories))
+        if strangers:
+            raise BadImageError(
+                f"{found[name]} has the class {strangers[0]!r}, which {found['train']} lacks. "
+                f"Give train images of it, or move it away"
+            )
+    return {
+        name: file_split(dataset, name, root, *_flatten(members, categories), categories)
+        for name, members in classes.items()
+    }
+
+
+def _has_folders(folder: Path) -> bool:
+    return folder.is_dir() and any(child.is_dir() for child in folder.iterdir())
+
+
+def _load_flat(dataset: str, root: Path) -> dict[str, ImageSplit]:
+    members = _read_classes(root)
+    categories = sorted(members)
+    paths, labels = _flatten(members, categories)
+    train, test = split_by_class(np.array(labels))
+    log.warning(
+        "%s has no train/: a seeded split puts %d images into train and %d into test, class by "
+        "class",
+        root,
+        len(train),
+        len(test),
+    )
+    return {
+        name: file_split(
+            dataset, name, root, [paths[i] for i in rows], [labels[i] for i in rows], categories
+        )
+        for name, rows in (("train", train), ("test", test))
+        if len(rows)
+    }
+
+
+def _flatten(members: dict[str, list[Path]], categories: list[str]) -> tuple[list[Path], list[int]]:
+    pairs = [
+        (path, categories.index(category))
+        for category in sorted(members)
+        for path in members[category]
+    ]
+    return [path for path, _ in pairs], [label for _, label in pairs]
+
+
+def _read_classes(folder: Path) -> dict[str, list[Path]]:
+    """Image files of each class folder."""
+    classes = {
+        child.name: image_files(child)
+        for child in sorted(folder.iterdir())
+        if child.is_dir() and not child.name.startswith((".", "__MACOSX"))
+    }
+    if not any(classes.values()):
+        raise BadImageError(
+            f"{folder} holds no images. Expected {folder}/CLASS/IMAGE.png, or train/ and test/ "
+            f"above the classes"
+        )
+    empty = [name for name, files in classes.items() if not files]
+    if empty:
+        raise BadImageError(
+            f"{folder / empty[0]} holds no image. Fill it or remove it "
+            f"({len(empty)} of {len(classes)} classes are empty)"
+        )
+    return classes

@@ -1,0 +1,1 @@
+"""Pure array functions; they import `backend` and nothing else of featstore."""

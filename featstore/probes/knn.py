@@ -1,0 +1,120 @@
+"""Nearest neighbours off the store: one search for the largest k, and every k is a read of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from featstore.backend import Array, to_device
+from featstore.blocks import reduce_blocks
+from featstore.errors import ProbeError
+from featstore.kernels.neighbours import (
+    Neighbours,
+    inverse_distance_weights,
+    merge_nearest,
+    nearest,
+    softmax_weights,
+    votes,
+)
+from featstore.probes.base import Data, Fitted, Prepared, Protocol, Task, prepared
+
+_QUERIES = 2048  # test rows searched at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class KNN(Protocol):
+    """Vote of the k nearest train rows.
+
+    Attributes
+    ----------
+    metric : `euclidean`, or `cosine`
+    weighting : `distance` (1 / distance; an exact hit takes the vote) or `softmax`
+        (exp(similarity / temperature))
+    """
+
+    k: int
+    metric: str = "euclidean"
+    weighting: str = "distance"
+    temperature: float = 0.07
+    kind: str = "knn"
+
+    def fit(self, task: Task) -> Fitted:
+        """Scorer by neighbour lists; log of each category's share of the vote."""
+        if not 1 <= self.k <= len(task.train):
+            raise ProbeError(
+                f"k must lie in 1..{len(task.train)} (rows of the train split), got {self.k} of "
+                f"{self.name}; use a protocol of smaller k, or -p {self.name}+k=N"
+            )
+        bank = list(
+            zip(_starts(task.train), prepared(task, task.train, self.normalisation), strict=True)
+        )
+        labels = to_device(task.train.labels, task.xp)
+        lists = task.cache.setdefault(("neighbours", self.metric, self.normalisation), {})
+
+        def score(queries: Array, number: int) -> Array:
+            known = lists.get(number)
+            if known is None or known[0].shape[1] < self.k:
+                search = partial(_search, queries=queries, k=self.k, metric=self.metric, xp=task.xp)
+                merge = partial(merge_nearest, k=self.k, metric=self.metric, xp=task.xp)
+                known = lists[number] = reduce_blocks(search, bank, merge, parallel=task.parallel)
+            value, index = known[0][:, : self.k], known[1][:, : self.k]
+            voters = task.xp.take(labels, task.xp.reshape(index, (-1,)))
+            total = votes(
+                task.xp.reshape(voters, index.shape),
+                self._weights(value, task.xp),
+                n_categories=task.n_categories,
+                xp=task.xp,
+            )
+            share = total / task.xp.sum(total, axis=1, keepdims=True)
+            some = task.xp.where(share > 0, share, task.xp.ones_like(share))
+            return task.xp.where(share > 0, task.xp.log(some), -task.xp.inf)
+
+        return Fitted(prepared(task, task.test, self.normalisation), score, {})
+
+    def _weights(self, value: Array, xp: Any) -> Array:
+        if self.weighting == "distance":
+            return inverse_distance_weights(value, xp=xp)
+        return softmax_weights(value, temperature=self.temperature, xp=xp)
+
+
+def _starts(data: Data) -> list[int]:
+    """Position in the split of each block's first row."""
+    return [sum(data.sizes[:i]) for i in range(len(data.sizes))]
+
+
+def _search(
+    block: tuple[int, Prepared], *, queries: Array, k: int, metric: str, xp: Any
+) -> Neighbours:
+    first, rows = block
+    return nearest(rows.read()[0], queries, k=k, metric=metric, first=first, xp=xp)
+
+
+PROTOCOLS = [
+    *(
+        KNN(
+            name=f"knn-marks{suffix}",
+            k=20,
+            normalisation=normalisation,
+            sets=("marks2024",),
+            source="Marks et al., arXiv:2407.12210: KNeighborsClassifier(20, weights='distance')",
+        )
+        for suffix, normalisation in (
+            ("", "none"),
+            ("-zscore", "zscore"),
+            ("-zscore-own", "zscore-own"),
+        )
+    ),
+    *(
+        KNN(
+            name=f"knn-dino-k{k}",
+            k=k,
+            metric="cosine",
+            weighting="softmax",
+            normalisation="l2",
+            sets=("dino",),
+            source="Caron et al., arXiv:2104.14294: weight exp(cosine / 0.07)",
+        )
+        for k in (10, 20, 100, 200)
+    ),
+]

@@ -1,0 +1,20 @@
+"""The feature store: one Zarr v3 hierarchy, and the only door to zarr and numcodecs.
+
+`<store>/<model>/<dataset>/<bn_mode>/<split>/` holds one split's embeddings.
+"""
+
+from featstore.store.layout import SPLITS, chunk_rows_for, parse_codec
+from featstore.store.reader import Features, Split, Store
+from featstore.store.writer import Rows, SplitWriter, create
+
+__all__ = [
+    "SPLITS",
+    "Features",
+    "Rows",
+    "Split",
+    "SplitWriter",
+    "Store",
+    "chunk_rows_for",
+    "create",
+    "parse_codec",
+]

@@ -1,0 +1,91 @@
+"""How a split lies on disk: chunk sizes, codecs, checksums."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numcodecs
+import numpy as np
+import xxhash
+from zarr.codecs import ZstdCodec
+
+from featstore.keys import canonical_json
+
+CHUNK_ROWS = 2048
+"""Most rows in a chunk: 8 MiB of 2048 float16 features. The same for every width, so that models
+and sites of one decoding pass share batches and units of work."""
+
+ARRAYS = (
+    *("chunk_digest", "embedding", "index", "label"),
+    *("mean", "sample_id", "valid", "variance"),
+)
+"""All arrays of a split."""
+
+SPLITS = ("train", "val", "test")
+
+
+def chunk_rows_for(n_rows: int, most: int = CHUNK_ROWS) -> int:
+    """Rows per chunk that fill the fewest chunks evenly, so that no chunk is a stub of one row."""
+    n_chunks = max(1, -(-n_rows // most))
+    return max(1, -(-n_rows // n_chunks))
+
+
+def parse_codec(codec: str, dtype: str) -> int | None:
+    """Mantissa bits that `bitround:N` keeps, or None for the lossless `none` and `zstd`.
+
+    Raises
+    ------
+    ValueError
+        The codec is none of these, or N is not within the dtype's mantissa.
+    """
+    if codec in ("none", "zstd"):
+        return None
+    most = {"float16": 10, "float32": 23}[dtype]
+    name, _, bits = codec.partition(":")
+    if name != "bitround" or not bits.isdigit() or not 1 <= int(bits) <= most:
+        raise ValueError(f"codec must be none, zstd or bitround:1..{most} ({dtype}), got {codec!r}")
+    return int(bits)
+
+
+def digest_rows(rows: np.ndarray, valid: np.ndarray) -> int:
+    """xxh3_64 over a chunk's rows as stored and its validity; 0 means "not written", so it is 1."""
+    hasher = xxhash.xxh3_64(np.ascontiguousarray(rows).tobytes())
+    hasher.update(np.ascontiguousarray(valid).tobytes())
+    return hasher.intdigest() or 1
+
+
+def digest_files(folder: Path) -> str:
+    """xxh3_64, in hex, over names and bytes of all files below a folder: nothing goes unnoticed.
+
+    Not even in what no reader sees, such as the padding of a last chunk.
+    """
+    hasher = xxhash.xxh3_64()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        data = path.read_bytes()
+        hasher.update(f"{path.relative_to(folder).as_posix()} {len(data)}\n".encode())
+        hasher.update(data)
+    return hasher.hexdigest()
+
+
+def round_rows(rows: np.ndarray, *, dtype: str, codec: str) -> np.ndarray:
+    """Rows as they will be read back: cast, and rounded if the codec is lossy."""
+    cast = np.ascontiguousarray(rows, dtype=dtype)
+    bits = parse_codec(codec, dtype)
+    if bits is None:
+        return cast
+    rounder = numcodecs.BitRound(keepbits=bits)
+    rounded = np.frombuffer(rounder.encode(cast.copy()), dtype=dtype)
+    return np.asarray(rounded).reshape(cast.shape)
+
+
+def compressors(codec: str) -> list[ZstdCodec] | None:
+    """Zarr's compressors for a codec: none by default, since dense embeddings do not compress."""
+    return None if codec == "none" else [ZstdCodec(level=3)]
+
+
+def digest_metadata(path: Path) -> str:
+    """xxh3_64, in hex, over a split's group metadata but `complete`, whatever its spacing."""
+    document = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+    document["attributes"].pop("complete", None)
+    return xxhash.xxh3_64(canonical_json(document)).hexdigest()

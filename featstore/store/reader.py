@@ -1,0 +1,267 @@
+"""Reading the store: every chunk is checked against its digest before it is given out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from featstore.errors import CorruptStoreError, MissingFeaturesError, StoreMismatchError
+from featstore.keys import FORMAT_VERSION, FeatureKey, Recipe, encode_part
+from featstore.store.layout import digest_files, digest_metadata, digest_rows
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split's features. Holds its place only, so that it travels to workers as a path.
+
+    Reading is by chunk, and a chunk whose bytes are not those that were written is refused.
+    """
+
+    root: str
+    key: FeatureKey
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """Folder of the split; `xr.open_zarr` opens it."""
+        return Path(self.root, self.key.path, encode_part(self.name))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "key": self.key, "name": self.name}
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.name}"
+
+    @cached_property
+    def group(self) -> zarr.Group:
+        """The split's Zarr group, opened to read."""
+        try:
+            # Never the consolidated copy: while a split is being written it would be stale.
+            return zarr.open_group(self.path, mode="r", use_consolidated=False)
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise CorruptStoreError(
+                f"{self} in {self.root}: its zarr.json cannot be read ({error}). Remove it with "
+                f"featstore rm '{self.key}' and extract again"
+            ) from error
+
+    @cached_property
+    def attrs(self) -> dict[str, Any]:
+        """Recipe, digest, categories and, once finished, `complete`."""
+        return dict(self.group.attrs)
+
+    def array(self, name: str) -> np.ndarray:
+        """All of one of the small arrays."""
+        return np.asarray(self._zarr_array(name)[...])
+
+    def _zarr_array(self, name: str) -> zarr.Array[Any]:
+        found = self.group[name]
+        if not isinstance(found, zarr.Array):
+            raise CorruptStoreError(f"{self} in {self.root}: {name} is no array")
+        return found
+
+    @cached_property
+    def embedding(self) -> zarr.Array[Any]:
+        """The (n, d) embeddings as Zarr holds them; read them by `chunk`, which checks."""
+        return self._zarr_array("embedding")
+
+    @cached_property
+    def label(self) -> np.ndarray:
+        """(n,) int64."""
+        return self.array("label")
+
+    @cached_property
+    def valid(self) -> np.ndarray:
+        """(n,) bool, false for a skipped sample."""
+        return self.array("valid")
+
+    @cached_property
+    def chunk_digest(self) -> np.ndarray:
+        """(chunks,) uint64, 0 for a chunk not written."""
+        return self.array("chunk_digest")
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the features were made by."""
+        return Recipe(self.attrs["recipe"])
+
+    @property
+    def digest(self) -> str:
+        """The recipe's digest."""
+        return str(self.attrs["digest"])
+
+    @property
+    def categories(self) -> list[str]:
+        """Names of the categories in the order of their labels."""
+        return list(self.attrs["categories"])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows, those skipped included, and features."""
+        n, d = self.embedding.shape
+        return n, d
+
+    @property
+    def complete(self) -> bool:
+        """Whether every chunk was written and checked."""
+        return "complete" in self.attrs
+
+    @property
+    def rows_done(self) -> int:
+        """Rows in chunks that are written."""
+        return sum(len(self.span(int(i))) for i in np.flatnonzero(self.chunk_digest))
+
+    def span(self, chunk: int) -> range:
+        """Rows of a chunk."""
+        n, step = self.shape[0], self.embedding.chunks[0]
+        return range(chunk * step, min(n, (chunk + 1) * step))
+
+    def chunk(self, number: int) -> np.ndarray:
+        """(rows, d) embeddings of a chunk, in the stored dtype.
+
+        Raises
+        ------
+        CorruptStoreError
+            The bytes are not those that were written.
+        """
+        span = self.span(number)
+        try:
+            rows = np.asarray(self.embedding[span.start : span.stop])
+        except (ValueError, RuntimeError) as error:  # a file cut short, or one that zstd refuses
+            raise self._corrupt(number, str(error)) from error
+        valid = self.valid[span.start : span.stop]
+        if digest_rows(rows, valid) != self.chunk_digest[number]:
+            raise self._corrupt(number, "its checksum differs")
+        return rows
+
+    def _corrupt(self, number: int, found: str) -> CorruptStoreError:
+        return CorruptStoreError(
+            f"{self} in {self.root}: chunk {number} is not what was written ({found}). Make it "
+            f"again: featstore extract -m {self.key.model} -d {self.key.dataset} "
+            f"--bn-mode {self.key.bn_mode} --overwrite"
+        )
+
+    def verify(self) -> list[str]:
+        """What is wrong with the split, a line each: every byte that was written is read again."""
+        try:
+            complete = self.attrs.get("complete")
+            if complete is None:
+                return [f"unfinished: {self.rows_done} of {self.shape[0]} rows"]
+            return self._faults(complete)
+        except (ValueError, KeyError, OSError, RuntimeError, CorruptStoreError) as error:
+            return [str(error)]
+
+    def _faults(self, complete: Mapping[str, Any]) -> list[str]:
+        faults = []
+        if self.recipe.digest != self.digest:
+            faults.append("the recipe does not give its digest")
+        if digest_metadata(self.path) != complete["metadata"]:
+            faults.append("zarr.json is not what was written")
+        for name, expected in complete["files"].items():
+            if digest_files(self.path / name) != expected:
+                faults.append(f"{name}: a file is not what was written, or is gone")
+        for number in range(len(self.chunk_digest)):
+            try:
+                self.chunk(number)
+            except CorruptStoreError as error:
+                faults.append(str(error))
+        return faults
+
+
+@dataclass(frozen=True)
+class Features:
+    """Finished features under one key."""
+
+    key: FeatureKey
+    splits: Mapping[str, Split]
+
+    def __getitem__(self, name: str) -> Split:
+        if name not in self.splits:
+            raise MissingFeaturesError(
+                f"no finished features for {self.key} {name}. "
+                f"Run: featstore extract -m {self.key.model} -d {self.key.dataset} "
+                f"--bn-mode {self.key.bn_mode} --split {name}"
+            )
+        return self.splits[name]
+
+    def digest(self, *names: str) -> str:
+        """Digest over those splits' recipes."""
+        return Recipe({name: self[name].digest for name in names}).digest
+
+
+class Store:
+    """Embeddings by (model, dataset, BN mode) under one folder.
+
+    Raises
+    ------
+    StoreMismatchError
+        The folder was written by another format version.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if (self.path / "zarr.json").exists():
+            found = zarr.open_group(self.path, mode="r").attrs.get("featstore_format")
+            if found != FORMAT_VERSION:
+                raise StoreMismatchError(
+                    f"{self.path} has format version {found}, this featstore reads "
+                    f"{FORMAT_VERSION}. Use another --store, or the featstore that wrote it"
+                )
+
+    def splits(self, key: FeatureKey | None = None) -> Iterator[Split]:
+        """Every split in the store, finished or not, or those of one key, sorted by place."""
+        place = key.path if key else "*/*/*"
+        for file in sorted(self.path.glob(f"{place}/*/zarr.json")):
+            model, dataset, bn_mode, name = file.parent.relative_to(self.path).parts
+            split = Split(
+                str(self.path), FeatureKey.from_path(f"{model}/{dataset}/{bn_mode}"), name
+            )
+            if "recipe" in split.attrs:  # else its creation was cut off, and it holds nothing
+                yield split
+
+    def keys(self) -> list[FeatureKey]:
+        """Keys under which anything is stored, sorted."""
+        return sorted({split.key for split in self.splits()})
+
+    def open(self, key: FeatureKey) -> Features:
+        """Finished features under a key.
+
+        Raises
+        ------
+        MissingFeaturesError
+            There are none; says how far the extraction came.
+        """
+        found = {split.name: split for split in self.splits(key)}
+        finished = {name: split for name, split in found.items() if split.complete}
+        if not finished:
+            state = (
+                "nothing there"
+                if not found
+                else ", ".join(
+                    f"{name} stopped at row {split.rows_done} of {split.shape[0]}"
+                    for name, split in found.items()
+                )
+            )
+            raise MissingFeaturesError(
+                f"no finished features for {key} in {self.path} ({state}). Run: featstore extract "
+                f"-m {key.model} -d {key.dataset} --bn-mode {key.bn_mode}"
+            )
+        return Features(key, finished)
+
+    def remove(self, key: FeatureKey, split: str | None = None) -> None:
+        """Delete a key's features, or one split of them."""
+        for found in list(self.splits(key)):
+            if split in (None, found.name):
+                # Metadata first: cut off here, what is left is seen as never created.
+                (found.path / "zarr.json").unlink()
+                shutil.rmtree(found.path)
+        for parent in (self.path / key.path, *Path(self.path / key.path).parents[:2]):
+            if parent.is_dir() and not any(child.is_dir() for child in parent.iterdir()):
+                shutil.rmtree(parent)

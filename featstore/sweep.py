@@ -1,0 +1,268 @@
+"""A sweep: which cells are missing, and filling them off the store."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+from featstore import datasets as datasets_
+from featstore import models as models_
+from featstore import probes
+from featstore.backend import gpu_available, namespace
+from featstore.blocks import cpu_count, map_tasks
+from featstore.errors import FeatStoreError, MissingFeaturesError
+from featstore.keys import BNMode, FeatureKey
+from featstore.models import ModelName
+from featstore.probes import Data, Measured, Task
+from featstore.results import Cell, record, refresh
+from featstore.store import Features, Store
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Called with the cells' features, cells done and cells in all."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell, or all cells of some features, that could not be filled, and why."""
+
+    what: str
+    error: str
+
+
+@dataclass
+class Summary:
+    """What a sweep did.
+
+    Attributes
+    ----------
+    filled, up_to_date : cells ; failed : those that ended in an error ; seconds : in all
+    results : the refreshed results.zarr, or "" if there is no cell at all
+    """
+
+    filled: int = 0
+    up_to_date: int = 0
+    failed: list[Failure] = field(default_factory=list)
+    seconds: float = 0.0
+    results: str = ""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Missing cells of one set of features and one seed: one task of the scheduler."""
+
+    store: str
+    results: str
+    key: FeatureKey
+    digest: str
+    protocols: tuple[str, ...]
+    seed: int
+    device: str
+    parallel: bool
+
+
+def probe(
+    models: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+    *,
+    protocols: Sequence[str] = ("all",),
+    bn_modes: Iterable[str] = (),
+    seeds: Sequence[int] = (0,),
+    store: str | Path = "data/features.zarr",
+    results: str | Path = "data/results",
+    device: str = "auto",
+    scheduler: str = "processes",
+    overwrite: bool = False,
+    progress: Progress = lambda what, done, total: None,
+) -> Summary:
+    """Fill every cell that is missing, off the store, and refresh `results.zarr`.
+
+    An error in one cell is reported at the end; the others are filled.
+
+    Parameters
+    ----------
+    models, datasets, bn_modes : as extracted; all that the store holds where empty
+    protocols : names, or names of sets
+    seeds : of draws, splits and initialisations; a cell each
+    device : `cpu`, `cuda:N`, or `auto` for a GPU if cupy finds one
+    scheduler : `processes`, `threads`, `sync`, `local:N` or the address of a Dask scheduler
+    overwrite : fill cells that are there again
+
+    Raises
+    ------
+    UnknownNameError
+        No protocol of that name.
+    FeatStoreError
+        The store holds nothing, or the scheduler cannot be reached.
+    """
+    names = probes.expand(protocols)
+    begun = time.perf_counter()
+    summary = Summary()
+    if device == "auto":
+        device = "cuda" if gpu_available() else "cpu"
+    namespace(device)  # refuses a device that is not there before any work is done
+    jobs = list(
+        _jobs(summary, models, datasets, names, [BNMode(m) for m in bn_modes], seeds,
+              Path(store), Path(results), device, overwrite)
+    )  # fmt: skip
+    if len(jobs) == 1:  # a lone job has all cores to itself: its blocks are mapped, not the jobs
+        jobs, scheduler = [_Job(**{**vars(jobs[0]), "parallel": True})], "sync"
+    total = sum(len(job.protocols) for job in jobs)
+    done = 0
+    work = partial(_fill, threads=max(1, cpu_count() // max(1, len(jobs))))
+    try:
+        for filled, failures, what in map_tasks(work, jobs, scheduler=scheduler):
+            summary.filled += filled
+            summary.failed += failures
+            done += filled + len(failures)
+            progress(what, done, total)
+    finally:  # after Ctrl-C as well: what is done shall be seen
+        if any(Path(results).glob("*/*/*/*/*.json")):
+            summary.results = str(refresh(results))
+    summary.seconds = time.perf_counter() - begun
+    return summary
+
+
+def _jobs(
+    summary: Summary,
+    models: Sequence[str],
+    datasets: Sequence[str],
+    protocols: Sequence[str],
+    modes: Sequence[BNMode],
+    seeds: Sequence[int],
+    store_path: Path,
+    results: Path,
+    device: str,
+    overwrite: bool,
+) -> Iterable[_Job]:
+    store = Store(store_path)
+    for key in _keys(store, models, datasets, modes, summary):
+        try:
+            features = store.open(key)
+            digest = features.digest("train", "test")
+        except FeatStoreError as error:
+            summary.failed.append(Failure(str(key), str(error)))
+            continue
+        for seed in seeds:
+            cells = {p: Cell(key.model, key.dataset, key.bn_mode, p, seed, digest)
+                     for p in protocols}  # fmt: skip
+            missing = tuple(
+                p for p, cell in cells.items() if overwrite or not cell.path(results).exists()
+            )
+            summary.up_to_date += len(cells) - len(missing)
+            if missing:
+                yield _Job(str(store_path), str(results), key, digest, missing, seed, device, False)
+
+
+def _keys(
+    store: Store,
+    models: Sequence[str],
+    datasets: Sequence[str],
+    modes: Sequence[BNMode],
+    summary: Summary,
+) -> list[FeatureKey]:
+    """Keys asked for; a model without BatchNorm stands under `eval` for every mode."""
+    stored = store.keys()
+    if not stored:
+        raise MissingFeaturesError(
+            f"no features in {store.path}. Run: featstore extract -m MODEL -d DATASET"
+        )
+    named_models = [str(ModelName.parse(m)) for m in models_.expand(models)]
+    named_sets = datasets_.expand(datasets)
+    found = [
+        key
+        for key in stored
+        if (not models or key.model in named_models)
+        and (not datasets or key.dataset in named_sets)
+        and (not modes or key.bn_mode in modes or _is_bn_free(store, key))
+    ]
+    for model in named_models or sorted({key.model for key in stored}):
+        for dataset in named_sets or sorted({key.dataset for key in stored}):
+            if (models or datasets) and not any(
+                key.model == model and key.dataset == dataset for key in found
+            ):
+                wanted = FeatureKey(model, dataset, modes[0] if modes else BNMode.EVAL)
+                try:
+                    store.open(wanted)
+                except MissingFeaturesError as error:
+                    summary.failed.append(Failure(str(wanted), str(error)))
+    return found
+
+
+def _is_bn_free(store: Store, key: FeatureKey) -> bool:
+    return any(bool(split.attrs["model"]["bn_free"]) for split in store.splits(key))
+
+
+def _fill(job: _Job, *, threads: int) -> tuple[int, list[Failure], str]:
+    """Fill the cells of a job; cells filled, failures, and the features' name."""
+    what = f"{job.key} seed {job.seed}"
+    torch_threads = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with threadpool_limits(threads):
+            return *_fill_cells(job), what
+    except FeatStoreError as error:  # unreadable features: all cells of the job
+        return 0, [Failure(f"{what} {p}", str(error)) for p in job.protocols], what
+    finally:
+        torch.set_num_threads(torch_threads)
+
+
+def _fill_cells(job: _Job) -> tuple[int, list[Failure]]:
+    features = Store(job.store).open(job.key)
+    train, test = Data.of_split(features["train"]), Data.of_split(features["test"])
+    categories = features["train"].categories
+    task = Task(
+        train, test, len(categories), job.seed, namespace(job.device), job.device, job.parallel
+    )
+    filled, failures = 0, []
+    for protocol, measured in probes.run([probes.get(p) for p in job.protocols], task):
+        cell = Cell(
+            job.key.model, job.key.dataset, job.key.bn_mode, protocol.name, job.seed, job.digest
+        )
+        if isinstance(measured, FeatStoreError):
+            failures.append(Failure(str(cell), str(measured)))
+            continue
+        record(Path(job.results), cell, _facts(job, features, task, protocol, measured),
+               measured.outcomes)  # fmt: skip
+        filled += 1
+    return filled, failures
+
+
+def _facts(
+    job: _Job, features: Features, task: Task, protocol: probes.Protocol, measured: Measured
+) -> dict[str, Any]:
+    """What a record says beside where it is and what was found for each sample."""
+    attrs = features["train"].attrs
+    return {
+        "metrics": measured.metrics,
+        "n_train": len(task.train),
+        "n_test": len(task.test),
+        "n_skipped": task.train.n_skipped + task.test.n_skipped,
+        "n_categories": task.n_categories,
+        "seconds": round(measured.seconds, 6),
+        "certificate": measured.certificate,
+        "settings": protocol.settings(),
+        # in BN mode `batch` test images are normalised by one another, whatever the protocol
+        "transductive": protocol.transductive or job.key.bn_mode is BNMode.BATCH,
+        "model_info": attrs["model"],
+        "dataset_info": attrs["dataset"],
+        "versions": {
+            "featstore": version("featstore"),
+            "numpy": np.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "device": job.device,
+    }

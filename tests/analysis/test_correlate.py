@@ -1,0 +1,226 @@
+"""Correlations of whole Datasets against SciPy and xarray, cell by cell."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from scipy import stats
+
+from featstore.analysis.correlate import (
+    correlate_domains,
+    correlate_protocols,
+    in_domain_datasets,
+    is_independent,
+)
+
+QUICK = {"resamples": 60}
+
+
+def scipy_r(x, y, statistic):
+    """Coefficient over the models that have both, and how many those are."""
+    both = np.isfinite(x) & np.isfinite(y)
+    test = stats.pearsonr if statistic == "pearson" else stats.spearmanr
+    return test(x[both], y[both]).statistic, both.sum()
+
+
+@pytest.mark.parametrize("statistic", ["pearson", "spearman"])
+@pytest.mark.parametrize("models", ["independent", "all"])
+def test_each_coefficient_is_scipys_over_the_models_that_have_both(results, statistic, models):
+    few = results.isel(protocol=[0, 8, 10])
+    table = correlate_protocols(few, models=models, bn_mode="adapt", **QUICK)
+    frame = few["score"].sel(bn_mode="adapt")
+    if models == "independent":
+        frame = frame[few["stage"].values == "late"]
+    for dataset in few["dataset"].values:
+        for a in few["protocol"].values:
+            for b in few["protocol"].values:
+                x, y = (frame.sel(dataset=dataset, protocol=name).values for name in (a, b))
+                found = table.sel(dataset=dataset, protocol=a, other=b)
+                r, n = scipy_r(x, y, statistic)
+                assert found[f"{statistic}_by_dataset"] == pytest.approx(r)
+                assert found["n_by_dataset"] == n
+
+
+def test_pearson_on_complete_data_is_that_of_xarray_and_spearman_that_of_pandas(make_results):
+    full = make_results(3).isel(protocol=[0, 1, 3], model=slice(0, 4), dataset=slice(0, 2))
+    table = correlate_protocols(full, models="all", dataset="digits", **QUICK)
+    frame = full["score"].sel(bn_mode="eval", dataset="digits")
+    expected = xr.corr(frame, frame.rename(protocol="other"), dim="model")
+    np.testing.assert_allclose(
+        table["pearson"].values, expected.transpose("protocol", "other").values
+    )
+    ranked = pd.DataFrame(frame.transpose("model", "protocol").values).corr("spearman")
+    np.testing.assert_allclose(table["spearman"].values, ranked.values)
+
+
+def test_the_average_is_the_mean_over_datasets_and_symmetric(results):
+    table = correlate_protocols(results.isel(protocol=slice(0, 4)), **QUICK)
+    for statistic in ("pearson", "spearman"):
+        mean = table[f"{statistic}_by_dataset"].values.mean(axis=0)
+        np.testing.assert_allclose(table[statistic].values, mean)
+        np.testing.assert_array_equal(table[statistic].values, table[statistic].values.T)
+        np.testing.assert_allclose(np.diag(table[statistic].values), 1)
+    assert (table["n_datasets"] == 7).all()
+
+
+def test_the_interval_of_one_dataset_is_close_to_scipys_bootstrap(results):
+    table = correlate_protocols(
+        results.isel(protocol=[0, 7]), models="all", dataset="digits-edges", resamples=4000
+    )
+    x, y = results["score"].sel(bn_mode="eval", dataset="digits-edges")[:, [0, 7]].values.T
+    expected = stats.bootstrap(
+        (x, y),
+        lambda a, b, axis: stats.pearsonr(a, b, axis=axis).statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=4000,
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    found = table.isel(protocol=0, other=1)
+    assert found["pearson_low"] == pytest.approx(expected.low, abs=0.03)
+    assert found["pearson_high"] == pytest.approx(expected.high, abs=0.01)
+
+
+@pytest.mark.parametrize("statistic", ["pearson", "spearman"])
+def test_the_interval_of_the_average_is_close_to_scipys_bootstrap_of_all_datasets(
+    make_results, statistic
+):
+    full = make_results(0).isel(dataset=slice(0, 3), protocol=[0, 7])
+    table = correlate_protocols(full, models="all", by_dataset=False, resamples=4000)
+    x, y = full["score"].sel(bn_mode="eval").transpose("protocol", "dataset", "model").values
+    test = stats.pearsonr if statistic == "pearson" else stats.spearmanr
+
+    def mean_r(*columns):
+        return np.mean(
+            [test(a, b).statistic for a, b in zip(columns[:3], columns[3:], strict=True)]
+        )
+
+    expected = stats.bootstrap(
+        (*x, *y),
+        mean_r,
+        paired=True,
+        vectorized=False,
+        n_resamples=1500,
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    found = table.isel(protocol=0, other=1)
+    assert found[f"{statistic}_low"] == pytest.approx(expected.low, abs=0.04)
+    assert found[f"{statistic}_high"] == pytest.approx(expected.high, abs=0.02)
+
+
+def test_the_average_of_one_dataset_is_that_dataset(results):
+    few = results.isel(protocol=[0, 5, 10])
+    by_name = correlate_protocols(few, dataset="faces", **QUICK)
+    every = correlate_protocols(few, **QUICK).sel(dataset="faces")
+    assert "pearson_by_dataset" not in by_name
+    for name in ("pearson", "pearson_low", "spearman_high", "n"):
+        np.testing.assert_array_equal(by_name[name].values, every[f"{name}_by_dataset"].values)
+
+
+def test_early_checkpoints_and_random_weights_are_left_out_unless_asked_for(results):
+    assert is_independent(results).values.sum() == 10
+    changed = results.copy(deep=True)
+    dependent = ~is_independent(results).values
+    changed["score"].values[dependent] = np.random.default_rng(0).uniform(
+        size=changed["score"].values[dependent].shape
+    )
+    few = {"protocol": [0, 1, 7]}
+    same, other = (
+        [correlate_protocols(d.isel(few), models=m, **QUICK) for d in (results, changed)]
+        for m in ("independent", "all")
+    )
+    xr.testing.assert_identical(*same)
+    assert np.abs(other[0]["pearson"] - other[1]["pearson"]).max() > 0.1
+
+
+def test_a_stage_that_is_not_known_counts_as_independent(results):
+    unknown = results.assign_coords(stage=("model", [""] * 15))
+    assert is_independent(unknown).all()
+
+
+def test_fewer_than_four_models_give_no_coefficient_but_their_number(results):
+    table = correlate_protocols(results.isel(model=[0, 1, 2], protocol=[0, 1]), **QUICK)
+    assert table["pearson"].isnull().all()
+    assert table["spearman_low"].isnull().all()
+    assert (table["n"] == 3).all()
+    assert (table["n_datasets"] == 0).all()
+
+
+def test_a_protocol_without_cells_gives_nan_only_where_it_takes_part(results):
+    few = results.isel(protocol=[0, 1, 7]).copy(deep=True)
+    few["score"][..., 1] = np.nan
+    table = correlate_protocols(few, **QUICK)
+    assert table["pearson"].isel(protocol=1).isnull().all()
+    assert table["n"].isel(protocol=1).max() == 0
+    assert np.isfinite(table["pearson"].isel(protocol=0, other=2))
+
+
+def test_equal_scores_of_all_models_give_no_coefficient(results):
+    few = results.isel(protocol=[0, 1]).copy(deep=True)
+    few["score"][..., 1] = 0.5
+    assert correlate_protocols(few, **QUICK)["pearson"].isel(protocol=0, other=1).isnull()
+
+
+def test_a_pair_does_not_depend_on_what_else_is_in_the_table(results):
+    small = correlate_protocols(results.isel(protocol=[2, 5]), **QUICK)
+    large = correlate_protocols(results.isel(protocol=slice(0, 6)), **QUICK)
+    for name in ("pearson_low", "spearman_high", "pearson_low_by_dataset"):
+        found = large[name].isel(protocol=2, other=5).values
+        np.testing.assert_array_equal(small[name].isel(protocol=0, other=1).values, found)
+
+
+def test_domains_correlate_the_in_domain_dataset_with_each_other_one(results):
+    table = correlate_domains(results.isel(protocol=[0, 8]), models="all", **QUICK)
+    assert table.attrs["in_domain"] == "digits"
+    assert "digits" not in table["dataset"].values
+    scores = results["score"].sel(bn_mode="eval")
+    for protocol in table["protocol"].values:
+        for dataset in table["dataset"].values:
+            x, y = (scores.sel(protocol=protocol, dataset=d).values for d in ("digits", dataset))
+            found = table.sel(protocol=protocol, dataset=dataset)
+            for statistic in ("pearson", "spearman"):
+                r, n = scipy_r(x, y, statistic)
+                assert found[statistic] == pytest.approx(r)
+                assert found["n"] == n
+    mean = table["pearson"].mean("dataset")
+    np.testing.assert_allclose(table["pearson_mean"].values, mean.values)
+    assert (table["pearson_mean_low"] < mean).all()
+    assert (table["pearson_mean_high"] > mean).all()
+
+
+def test_domains_across_protocols_hold_the_same_protocol_on_the_diagonal(results):
+    few = results.isel(protocol=[0, 1, 8])
+    across = correlate_domains(few, across=True, **QUICK)
+    same = correlate_domains(few, **QUICK)
+    for i in range(3):
+        for name in ("pearson", "spearman_low", "n", "pearson_mean"):
+            found = across[name].isel(protocol=i, other=i).values
+            np.testing.assert_array_equal(found, same[name].isel(protocol=i).values)
+    scores = few["score"].sel(bn_mode="eval")[is_independent(few).values]
+    x, y = scores.sel(dataset="digits")[:, 0].values, scores.sel(dataset="faces")[:, 2].values
+    r, _ = scipy_r(x, y, "pearson")
+    assert across["pearson"].isel(protocol=0, other=2).sel(dataset="faces") == pytest.approx(r)
+
+
+def test_domains_need_exactly_one_in_domain_dataset_or_its_name(results):
+    nowhere = results.assign_coords(shift=("dataset", ["other"] * 7))
+    assert in_domain_datasets(nowhere) == []
+    with pytest.raises(ValueError, match=r"in_domain must name a dataset: 0 have 'in-domain'"):
+        correlate_domains(nowhere)
+    named = correlate_domains(nowhere.isel(protocol=[0]), in_domain="faces", **QUICK)
+    assert named.attrs["in_domain"] == "faces"
+    assert named.sizes["dataset"] == 6
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"metric": "auc"}, "metric must be one of .*score.* got 'auc'"),
+        ({"bn_mode": "frozen"}, "bn_mode must be one of eval, batch, adapt, got 'frozen'"),
+        ({"models": "some"}, "models must be one of independent, all, got 'some'"),
+        ({"dataset": "cats"}, "dataset must be one of digits, .* got 'cats'"),
+    ],
+)
+def test_what_does_not_exist_is_refused_by_name(results, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        correlate_protocols(results, **wrong)

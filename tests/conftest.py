@@ -1,0 +1,14 @@
+"""The array namespaces every kernel is held to."""
+
+from importlib import import_module
+
+import array_api_compat
+import pytest
+
+
+@pytest.fixture(params=["numpy", "array_api_strict", "cupy"])
+def xp(request):
+    # Only cupy may be skipped: without array-api-strict a kernel is not tested, so that must fail.
+    if request.param == "cupy" and not pytest.importorskip("cupy").cuda.is_available():
+        pytest.skip("no GPU")
+    return array_api_compat.array_namespace(import_module(request.param).empty(0))

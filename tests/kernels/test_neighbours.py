@@ -1,0 +1,236 @@
+from functools import reduce
+from itertools import pairwise
+
+import array_api_compat.numpy
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
+from sklearn.neighbors import KNeighborsClassifier
+
+from featstore.backend import to_host
+from featstore.kernels import neighbours
+from featstore.kernels.neighbours import (
+    inverse_distance_weights,
+    merge_nearest,
+    nearest,
+    softmax_weights,
+    votes,
+)
+
+
+def reference(bank, queries, k, metric):
+    """Brute force over all pairs, with SciPy's distances."""
+    if metric == "inner":
+        value = np.einsum("qd,nd->qn", queries, bank)
+    elif metric == "cosine":
+        value = 1 - cdist(queries, bank, "cosine")
+    else:
+        value = cdist(queries, bank)
+    key = value if metric == "euclidean" else -value
+    order = np.argsort(key, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(value, order, axis=1), order
+
+
+def found(bank, queries, xp, *, k, metric, bank_cuts=(), query_cuts=()):
+    """Answer merged from the blocks between the cuts, as numpy arrays."""
+    edges = [0, *sorted(bank_cuts), len(bank)]
+    q_edges = [0, *sorted(query_cuts), len(queries)]
+    answers = []
+    for top, bottom in pairwise(q_edges):
+        some = xp.asarray(queries[top:bottom])
+        parts = [
+            nearest(xp.asarray(bank[a:b]), some, k=k, metric=metric, first=a, xp=xp)
+            for a, b in pairwise(edges)
+        ]
+        answers.append(reduce(lambda a, b: merge_nearest(a, b, k=k, metric=metric, xp=xp), parts))
+    return tuple(np.concatenate([to_host(answer[i]) for answer in answers]) for i in (0, 1))
+
+
+def lattice(rng, n, width, distinct):
+    """Rows of small integers drawn from few distinct ones: exact distances, many ties."""
+    return rng.integers(-2, 3, size=(distinct, width))[rng.integers(0, distinct, n)].astype(float)
+
+
+@pytest.mark.parametrize("metric", neighbours.METRICS)
+@pytest.mark.parametrize("k", [1, 20, 60])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_continuous_data_agree_with_brute_force(xp, metric, k, dtype):
+    rng = np.random.default_rng(0)
+    bank, queries = rng.normal(size=(60, 33)).astype(dtype), rng.normal(size=(25, 33)).astype(dtype)
+    value, index = found(bank, queries, xp, k=k, metric=metric)
+    expected = reference(bank.astype(float), queries.astype(float), k, metric)
+    np.testing.assert_array_equal(index, expected[1])
+    np.testing.assert_allclose(value, expected[0], rtol=1e-12, atol=1e-13)
+    assert value.dtype == np.float64
+    assert index.dtype == np.int64
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "inner"])
+@pytest.mark.parametrize("k", [1, 5, 17, 80])
+def test_ties_go_to_the_lower_row(xp, metric, k):
+    rng = np.random.default_rng(1)
+    bank, queries = lattice(rng, 80, 6, 12), lattice(rng, 30, 6, 12)
+    value, index = found(bank, queries, xp, k=k, metric=metric, bank_cuts=[13, 40, 41])
+    expected = reference(bank, queries, k, metric)
+    np.testing.assert_array_equal(index, expected[1])
+    np.testing.assert_array_equal(value, expected[0])
+
+
+def test_a_bank_of_one_row_repeated_gives_the_first_rows(xp):
+    bank = np.tile(np.random.default_rng(2).normal(size=(1, 9)), (200, 1))
+    value, index = found(bank, bank[:3], xp, k=7, metric="euclidean", bank_cuts=[3, 100])
+    np.testing.assert_array_equal(index, np.tile(np.arange(7), (3, 1)))
+    np.testing.assert_array_equal(value, 0)  # exactly: a duplicate takes the whole vote
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    n=st.integers(1, 70),
+    k=st.integers(1, 75),
+    metric=st.sampled_from(neighbours.METRICS),
+    spacing=st.sampled_from([0.0, 1e-9, 1.0]),
+    offset=st.sampled_from([0.0, 1e3, 1e7]),
+    data=st.data(),
+)
+def test_no_division_into_blocks_changes_a_bit(seed, n, k, metric, spacing, offset, data):
+    xp = array_api_compat.numpy
+    rng = np.random.default_rng(seed)
+    bank = lattice(rng, n, 11, 9) + spacing * rng.normal(size=(n, 11)) + offset
+    queries = np.concatenate((lattice(rng, 12, 11, 9) + offset, bank[:3]))
+    cut = st.lists(st.integers(0, n), max_size=5)
+    bank_cuts = data.draw(cut)
+    query_cuts = data.draw(st.lists(st.integers(0, len(queries)), max_size=3))
+    options = {"k": k, "metric": metric}
+    whole = found(bank, queries, xp, **options)
+    parts = found(bank, queries, xp, **options, bank_cuts=bank_cuts, query_cuts=query_cuts)
+    np.testing.assert_array_equal(parts[1], whole[1])
+    np.testing.assert_array_equal(parts[0], whole[0])
+    assert whole[0].shape == (len(queries), min(k, n))
+
+
+@pytest.mark.parametrize("metric", neighbours.METRICS)
+def test_tiles_and_strips_change_no_bit(xp, metric, monkeypatch):
+    rng = np.random.default_rng(3)
+    bank, queries = lattice(rng, 90, 10, 40), rng.normal(size=(21, 10))
+    whole = found(bank, queries, xp, k=8, metric=metric)
+    monkeypatch.setattr(neighbours, "_BANK_ROWS", 17)
+    monkeypatch.setattr(neighbours, "_COSTS", 51)  # three queries at a time
+    monkeypatch.setattr(neighbours, "strip_size", lambda xp: 40)  # four pairs at a time
+    parts = found(bank, queries, xp, k=8, metric=metric)
+    np.testing.assert_array_equal(parts[1], whole[1])
+    np.testing.assert_array_equal(parts[0], whole[0])
+
+
+def test_neighbours_closer_than_the_products_rounding_are_told_apart(xp):
+    # Distances of 1e-6 x 0..299 at 1e6 from the origin: |q|^2 + |b|^2 - 2qb has no correct digit.
+    rng = np.random.default_rng(4)
+    direction = rng.normal(size=16) / 4
+    step = rng.permutation(300)
+    bank = 1e6 + step[:, None] * 1e-6 * np.sign(direction)
+    queries = np.full((5, 16), 1e6)
+    _, index = found(bank, queries, xp, k=10, metric="euclidean")
+    np.testing.assert_array_equal(index, np.tile(np.argsort(step)[:10], (5, 1)))
+
+
+def test_merging_is_associative_and_commutative(xp):
+    rng = np.random.default_rng(5)
+    bank, queries = lattice(rng, 60, 5, 10), xp.asarray(lattice(rng, 9, 5, 10))
+    options = {"k": 6, "metric": "euclidean", "xp": xp}
+    a, b, c = (
+        nearest(xp.asarray(bank[i : i + 20]), queries, first=i, **options) for i in (0, 20, 40)
+    )
+    left = merge_nearest(merge_nearest(a, b, **options), c, **options)
+    right = merge_nearest(c, merge_nearest(b, a, **options), **options)
+    for i in (0, 1):
+        np.testing.assert_array_equal(to_host(left[i]), to_host(right[i]))
+
+
+@pytest.mark.parametrize(("n", "q"), [(0, 4), (5, 0), (0, 0)])
+def test_no_rows_give_empty_lists(xp, n, q):
+    value, index = found(np.zeros((n, 3)), np.zeros((q, 3)), xp, k=2, metric="cosine")
+    assert value.shape == index.shape == (q, min(n, 2))
+
+
+def test_a_row_of_zeros_is_similar_to_nothing(xp):
+    bank = np.concatenate((np.zeros((1, 4)), np.eye(4)))
+    value, _ = found(bank, np.ones((1, 4)), xp, k=5, metric="cosine")
+    np.testing.assert_allclose(value, [[0.5, 0.5, 0.5, 0.5, 0.0]], rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0, "metric": "cosine"}, "k must be at least 1, got 0"),
+        ({"k": 1, "metric": "l1"}, "metric must be one of euclidean, cosine, inner, got 'l1'"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    xp = array_api_compat.numpy
+    with pytest.raises(ValueError, match=message):
+        nearest(np.zeros((2, 3)), np.zeros((2, 3)), xp=xp, **options)
+    with pytest.raises(ValueError, match="rows of width 3, queries of 4"):
+        nearest(np.zeros((2, 3)), np.zeros((2, 4)), k=1, metric="inner", xp=xp)
+
+
+def predictions(bank, labels, queries, xp):
+    distance, index = nearest(
+        xp.asarray(bank), xp.asarray(queries), k=20, metric="euclidean", xp=xp
+    )
+    near = xp.asarray(labels[to_host(index)])
+    total = votes(near, inverse_distance_weights(distance, xp=xp), n_categories=5, xp=xp)
+    return to_host(xp.argmax(total, axis=1))
+
+
+@pytest.mark.parametrize("kind", ["continuous", "duplicates"])
+def test_predictions_are_those_of_scikit_learn(xp, kind):
+    rng = np.random.default_rng(6)
+    labels = rng.integers(0, 5, size=300)
+    if kind == "continuous":
+        bank = rng.normal(size=(300, 16)) + labels[:, None] * 0.3
+        queries = rng.normal(size=(200, 16)) + 0.6
+    else:
+        # Integers, whose distances scikit-learn too computes exactly, each row with a few copies of
+        # other categories; every query is one of them, for scikit-learn promises no order of ties
+        # at the twentieth place.
+        bank = lattice(rng, 300, 16, 120)
+        queries = bank[rng.permutation(300)[:200]]
+    model = KNeighborsClassifier(20, weights="distance", algorithm="brute").fit(bank, labels)
+    np.testing.assert_array_equal(predictions(bank, labels, queries, xp), model.predict(queries))
+
+
+def test_an_exact_hit_takes_the_whole_vote(xp):
+    distance = xp.asarray([[0.0, 0.0, 2.0], [1.0, 2.0, 4.0]], dtype=xp.float64)
+    weights = to_host(inverse_distance_weights(distance, xp=xp))
+    np.testing.assert_array_equal(weights, [[1, 1, 0], [1, 0.5, 0.25]])
+
+
+def test_softmax_weights_are_exponentials_that_cannot_overflow(xp):
+    similarity = np.random.default_rng(7).uniform(-1, 1, size=(6, 9))
+    weights = to_host(softmax_weights(xp.asarray(similarity), temperature=0.07, xp=xp))
+    plain = np.exp(similarity / 0.07)
+    np.testing.assert_allclose(
+        weights / weights.sum(axis=1, keepdims=True), plain / plain.sum(axis=1, keepdims=True)
+    )
+    sharp = to_host(softmax_weights(xp.asarray(similarity), temperature=1e-5, xp=xp))
+    np.testing.assert_allclose(sharp.sum(axis=1), 1)
+    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
+        softmax_weights(xp.asarray(similarity), temperature=0, xp=xp)
+
+
+def test_votes_are_sums_per_category(xp):
+    rng = np.random.default_rng(8)
+    labels, weights = rng.integers(0, 7, size=(30, 12)), rng.random((30, 12))
+    total = votes(xp.asarray(labels), xp.asarray(weights), n_categories=7, xp=xp)
+    expected = [
+        np.bincount(label, weights=weight, minlength=7)
+        for label, weight in zip(labels, weights, strict=True)
+    ]
+    np.testing.assert_allclose(to_host(total), expected)
+
+
+def test_a_tied_vote_goes_to_the_lower_category(xp):
+    labels, weights = xp.asarray([[3, 1, 1, 3]]), xp.asarray([[0.5, 0.25, 0.75, 0.5]])
+    assert int(xp.argmax(votes(labels, weights, n_categories=4, xp=xp), axis=1)[0]) == 1

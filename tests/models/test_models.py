@@ -1,0 +1,211 @@
+"""Models by name: from the catalogue, timm, a file, or drawn at random, and what each is called."""
+
+import time
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.data import resolve_model_data_config
+
+from featstore.errors import BadCheckpointError, UnknownNameError
+from featstore.models import DATA, catalogue, create_backbone, load_model
+from featstore.models.checkpoints import weights_sha256
+
+TINY = [name for name, entry in catalogue().items() if "tiny" in entry.sets]
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No network and an empty cache, at once instead of after 45 seconds of retries."""
+    # These variables are read when huggingface_hub is imported, long before any test.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize("arch", ["tiny-resnet", "tiny-vit", "test_efficientnet"])
+def test_a_seed_draws_the_same_bytes_and_another_draws_others(arch):
+    first, again, other = (weights_sha256(create_backbone(arch, seed=s)) for s in (5, 5, 6))
+    assert first == again
+    assert first != other
+
+
+def test_drawing_by_a_seed_leaves_the_global_generators_alone(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("the generators of the GPUs were seeded")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
+    torch.random.default_generator.manual_seed(11)
+    before = torch.get_rng_state()
+    load_model("timm:test_vit", weights="random", seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(1000)  # and its state plays no part in what is drawn
+    again = create_backbone("test_vit", seed=3)
+    assert weights_sha256(again) == load_model("timm:test_vit~random3").weights
+
+
+def test_random_weights_are_part_of_the_name():
+    model = load_model("timm:resnet18", weights="random")
+    assert model.name == "timm:resnet18~random0"
+    assert model.arch == "resnet18"
+    assert model.info == {
+        "backbone": "resnet18", "family": "random", "method": "random", "stage": "random",
+        "lineage": "timm:resnet18 random0", "pretraining": [],
+    }  # fmt: skip
+    assert model.weights == weights_sha256(create_backbone("resnet18", seed=0))
+    assert not model.module.training
+
+
+def test_a_name_that_random_weights_made_leads_back_to_them():
+    asked = load_model("timm:test_resnet@avg", weights="random", seed=3)
+    named = load_model(asked.name)
+    assert asked.name == named.name == "timm:test_resnet~random3"  # a site plays no part
+    assert asked.weights == named.weights
+    assert asked.info == named.info
+    assert load_model(asked.name, weights="random", seed=9).weights == asked.weights
+
+
+def test_random_weights_and_a_variant_of_the_users_are_both_kept():
+    model = load_model("timm:test_resnet~fp32", weights="random", seed=3)
+    assert model.name == "timm:test_resnet~random3-fp32"
+    again = load_model(model.name)
+    assert (again.name, again.weights) == (model.name, model.weights)
+
+
+def test_a_trained_model_of_the_catalogue_can_be_had_at_random():
+    model = load_model("tiny-vit-mae", weights="random", seed=1)
+    assert model.name == "tiny-vit-mae~random1"
+    assert model.info["method"] == "random"
+    assert model.info["pretraining"] == []
+    assert model.weights == weights_sha256(create_backbone("tiny-vit", seed=1))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_an_entry_of_the_catalogue_loads_with_its_description(name):
+    entry = catalogue()[name]
+    if not entry.weights.startswith("random:"):
+        assert (DATA / entry.weights).is_file()
+    model = load_model(name)
+    assert (model.name, model.arch) == (name, entry.arch)
+    assert model.info["method"] == entry.method
+    assert model.info["lineage"] == entry.lineage
+    assert model.bn_free == (entry.backbone == "vit")
+    assert not model.module.training
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert model.module(pixels).isfinite().all()
+    assert load_model(name).weights == model.weights
+
+
+def test_no_two_models_of_the_catalogue_have_the_same_weights():
+    assert len({load_model(name).weights for name in TINY}) == len(TINY)
+
+
+def test_the_input_of_a_model_is_what_timm_says():
+    model = load_model("timm:test_efficientnet", weights="random")
+    plain = timm.create_model("test_efficientnet")
+    assert model.data_config == resolve_model_data_config(plain)
+
+
+def test_weights_may_be_given_as_a_file(tmp_path):
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "w.safetensors")
+    model = load_model("timm:test_vit", weights=str(tmp_path / "w.safetensors"))
+    file = load_model(f"file:{tmp_path}/w.safetensors#arch=test_vit@cls")
+    assert model.weights == file.weights
+    assert model.name == "timm:test_vit"
+    assert file.name == f"file:{tmp_path}/w.safetensors#arch=test_vit"
+    assert file.info["lineage"] == file.name
+    assert file.info["backbone"] == "test_vit"
+
+
+def test_a_file_may_start_with_the_home_folder(tmp_path, monkeypatch):
+    save_file(create_backbone("tiny-vit", seed=4).state_dict(), tmp_path / "w.safetensors")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = weights_sha256(create_backbone("tiny-vit", seed=4))
+    assert load_model("file:~/w.safetensors#arch=tiny-vit").weights == expected
+
+
+@pytest.mark.parametrize("weights", ["random:3", "hub", "Random"])
+def test_weights_that_are_no_word_of_ours_are_a_file_and_never_something_else(
+    weights, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("timm:test_vit", "tiny-vit-mae"):
+        with pytest.raises(BadCheckpointError, match=f"no weights at {weights}"):
+            load_model(name, weights=weights)
+    with pytest.raises(BadCheckpointError, match=f"no weights at {weights}"):
+        load_model(f"file:{weights}#arch=test_vit")
+
+
+def test_without_network_and_cache_it_says_what_to_do_and_at_once(offline):
+    begun = time.perf_counter()
+    with pytest.raises(BadCheckpointError) as caught:
+        load_model("timm:test_vit")
+    assert time.perf_counter() - begun < 10
+    assert str(caught.value).startswith("no pretrained weights for timm:test_vit (")
+    assert "Give a file with --weights PATH, or ask for --weights random by name" in str(
+        caught.value
+    )
+    assert "\n" not in str(caught.value)
+
+
+def test_an_architecture_of_which_nobody_published_weights_says_so(offline):
+    bare = next(
+        name
+        for name in timm.list_models("resnet*")
+        if name not in timm.list_models(pretrained=True)
+    )
+    with pytest.raises(BadCheckpointError, match=f"no pretrained weights for timm:{bare} "):
+        load_model(f"timm:{bare}")
+
+
+def test_pretrained_weights_come_through_timms_hub_code_and_its_cache(offline):
+    torch.manual_seed(21)
+    published = timm.create_model("test_vit")  # with its classifier, as it lies on the hub
+    repository = published.default_cfg["hf_hub_id"].replace("/", "--")
+    cached = offline / f"models--{repository}"
+    (cached / "snapshots" / "abc").mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    save_file(published.state_dict(), cached / "snapshots" / "abc" / "model.safetensors")
+
+    model = load_model("timm:test_vit")
+    assert model.name == "timm:test_vit"
+    published.reset_classifier(0)
+    assert model.weights == weights_sha256(published)
+    assert model.info["stage"] == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("tiny-resnet-simcrl", "tiny-resnet-simclr"),
+        ("resnet50", "timm:resnet50"),
+        ("timm:resnet5", "resnet50"),
+        ("timm:vit_base_patch16_244", "vit_base_patch16_224"),
+        ("timm:resnet18.a1_in2k", "resnet18.a1_in1k"),
+        ("file:w.pt#arch=resnet17", "resnet18"),
+        ("file:w.pt#arch=tiny-resnets", "tiny-resnet"),
+    ],
+)
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_an_unknown_model_is_refused_with_those_that_come_near(name, near, weights):
+    with pytest.raises(UnknownNameError) as caught:
+        load_model(name, weights=weights)
+    suggestions = str(caught.value).partition("Did you mean ")[2].partition("?")[0]
+    assert near in suggestions.split(" or ")
+
+
+@pytest.mark.parametrize("name", ["", "qqqqqq", "timm:", "file:w.pt#arch="])
+def test_a_name_like_no_other_is_refused_and_the_ways_to_name_one_told(name):
+    with pytest.raises(UnknownNameError, match="lists"):
+        load_model(name)
+
+
+def test_an_unknown_architecture_is_refused():
+    with pytest.raises(UnknownNameError, match="unknown architecture 'resnet17'"):
+        create_backbone("resnet17")
+    with pytest.raises(UnknownNameError, match="unknown weights 'resnet18.nobody'"):
+        create_backbone("resnet18.nobody", seed=0)

@@ -1,0 +1,308 @@
+"""Every protocol against scikit-learn or PyTorch on the same rows, and in any division of them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import LabelBinarizer, StandardScaler
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
+
+import featstore
+from featstore import probes
+from featstore.errors import ProbeError, UnknownNameError
+from featstore.probes import base, linear, logreg
+
+from .conftest import make_data, make_task
+
+
+def run(name, task):
+    ((_, measured),) = probes.run([probes.get(name)], task)
+    if isinstance(measured, Exception):
+        raise measured
+    return measured
+
+
+def predictions(name, task):
+    return run(name, task).outcomes["top5"][:, 0]
+
+
+@pytest.mark.parametrize("name", ["knn-marks", "knn-marks-zscore", "knn-marks-zscore-own"])
+def test_knn_marks_predicts_as_scikit_learn_does(name, data):
+    x, y, z, t = (part.copy() for part in data)
+    z[:9] = x[20:29]  # exact hits take the whole vote
+    train, test = x.astype(np.float64), z.astype(np.float64)
+    if name != "knn-marks":
+        scaler = StandardScaler().fit(train)
+        own = StandardScaler().fit(test) if name.endswith("own") else scaler
+        train, test = scaler.transform(train), own.transform(test)
+    reference = KNeighborsClassifier(20, weights="distance", metric="euclidean", algorithm="brute")
+    expected = reference.fit(train, y).predict(test)
+    np.testing.assert_array_equal(predictions(name, make_task(x, y, z, t)), expected)
+
+
+@pytest.mark.parametrize("k", [10, 20, 100, 200])
+def test_knn_dino_is_the_formula_of_the_paper(k, data):
+    x, y, z, t = data
+    unit = [
+        a.astype(np.float64) / np.linalg.norm(a.astype(np.float64), axis=1, keepdims=True)
+        for a in (x, z)
+    ]
+    similarity = unit[1] @ unit[0].T
+    expected = []
+    for row in similarity:
+        nearest = np.argsort(-row, kind="stable")[:k]
+        total = np.bincount(y[nearest], np.exp(row[nearest] / 0.07), minlength=4)
+        expected.append(total.argmax())
+    np.testing.assert_array_equal(predictions(f"knn-dino-k{k}", make_task(x, y, z, t)), expected)
+
+
+def test_one_search_serves_every_k(data, monkeypatch):
+    searched = []
+    real = probes.knn.nearest
+
+    def counted(bank, queries, **options):
+        searched.append((options["metric"], options["k"]))
+        return real(bank, queries, **options)
+
+    monkeypatch.setattr(probes.knn, "nearest", counted)
+    names = [f"knn-dino-k{k}" for k in (10, 20, 100, 200)]
+    found = dict(probes.run([probes.get(n) for n in names], make_task(*data)))
+    assert searched == [("cosine", 200)]
+    for protocol, measured in found.items():
+        alone = run(protocol.name, make_task(*data))
+        np.testing.assert_array_equal(measured.outcomes["rank"], alone.outcomes["rank"])
+
+
+def test_logreg_is_the_fit_of_scikit_learn_at_the_chosen_c(data):
+    x, y, z, t = data
+    measured = run("logreg", make_task(x, y, z, t))
+    chosen = measured.certificate
+    assert chosen["converged"]
+    assert chosen["excess"] <= 1e-4
+    reference = LogisticRegression(C=chosen["C"], tol=1e-10, max_iter=100_000).fit(
+        x.astype(np.float64), y
+    )
+    expected = reference.predict_log_proba(z.astype(np.float64))
+    top = measured.outcomes["top5"][:, 0]
+    assert (top == expected.argmax(axis=1)).mean() > 0.99
+    own = np.take_along_axis(expected, top[:, None].astype(int), axis=1)[:, 0]
+    np.testing.assert_allclose(measured.outcomes["top5_score"][:, 0], own, atol=0.05)
+
+
+def test_logreg_chooses_c_on_rows_it_was_not_fitted_on(data):
+    x, y, z, t = data
+    protocol = probes.get("logreg")
+    out = logreg.held_out_rows(y, protocol.held_out, seed=0)
+    accuracies = []
+    for exponent in protocol.log10_c:
+        model = LogisticRegression(C=10.0**exponent, tol=1e-8, max_iter=50_000)
+        accuracies.append(model.fit(x[~out].astype(np.float64), y[~out]).score(x[out], y[out]))
+    best = 10.0 ** protocol.log10_c[int(np.argmax(accuracies))]
+    assert run("logreg", make_task(x, y, z, t)).certificate["C"] == pytest.approx(best)
+
+
+def test_logreg_of_two_classes_has_scikit_learns_c():
+    x, y, z, t = make_data(3, n_categories=2)
+    measured = run("logreg+log10_c=-1+tolerance=1e-9", make_task(x, y, z, t))
+    reference = LogisticRegression(C=0.1, tol=1e-10, max_iter=100_000).fit(x.astype(np.float64), y)
+    expected = reference.predict_log_proba(z.astype(np.float64)).max(axis=1)
+    np.testing.assert_allclose(measured.outcomes["top5_score"][:, 0], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("n", [25, 240])
+def test_held_out_rows_are_a_stratified_tenth(n):
+    labels = np.arange(n) % 4
+    mask = logreg.held_out_rows(labels, 0.1, seed=1)
+    assert mask.sum() == n // 10
+    assert np.ptp(np.bincount(labels[mask], minlength=4)) <= 1
+    others = [logreg.held_out_rows(labels, 0.1, seed) for seed in range(5)]
+    assert len({other.tobytes() for other in others}) > 1
+
+
+def test_held_out_rows_never_take_a_whole_category():
+    labels = np.array([0] * 30 + [1])
+    for seed in range(20):
+        mask = logreg.held_out_rows(labels, 0.1, seed)
+        assert not mask[30]
+        assert mask.any()
+
+
+def test_ridge_is_scikit_learns_with_lambda_by_leave_one_out(data):
+    x, y, z, t = data
+    targets = LabelBinarizer().fit_transform(y).astype(np.float64)
+    grid = [10.0**e for e in probes.get("ridge").log10_lambda]
+    reference = RidgeCV(alphas=grid).fit(x.astype(np.float64), targets)
+    measured = run("ridge", make_task(x, y, z, t))
+    assert measured.certificate["lambda"] == pytest.approx(reference.alpha_)
+    expected = reference.predict(z.astype(np.float64))
+    np.testing.assert_array_equal(measured.outcomes["top5"][:, 0], expected.argmax(axis=1))
+    np.testing.assert_allclose(
+        measured.outcomes["top5_score"][:, 0], expected.max(axis=1), atol=1e-5
+    )
+
+
+PUBLISHED = {0: 0.1667, 1: 0.3333, 2: 0.5, 3: 0.6667, 4: 0.8333, 5: 1.0, 50: 0.54129, 99: 0.00027}
+
+
+@pytest.mark.parametrize(("epoch", "factor"), PUBLISHED.items())
+def test_the_schedule_has_the_published_factors(epoch, factor):
+    digits = 4 if epoch < 6 else 5
+    assert round(linear.schedule_factor(epoch, 100, 5), digits) == factor
+
+
+def test_linear_marks_is_sgd_written_out_by_hand(data):
+    """Momentum, clipping, schedule and batches as the protocol states them, in numpy."""
+    x, y, z, t = data
+    name = "linear-marks-1view+epochs=12+batch_size=100+warmup=5"
+    measured = run(name, make_task(x, y, z, t, seed=4))
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.empty(4, 12)
+    torch.nn.init.normal_(weight, std=0.01, generator=generator)
+    w = np.concatenate([weight.numpy().T, np.zeros((1, 4))]).astype(np.float64)
+    ones = np.hstack([x, np.ones((len(x), 1))]).astype(np.float64)
+    velocity = np.zeros_like(w)
+    for epoch in range(12):
+        lr = 0.1 * 100 / 256
+        lr *= (epoch + 1) / 6 if epoch < 5 else (1 + math.cos(math.pi * (epoch - 5) / 7)) / 2
+        order = torch.randperm(len(x), generator=generator).numpy()
+        for rows in (order[:100], order[100:200], order[200:]):
+            probabilities = np.exp(log_softmax(ones[rows] @ w, axis=1))
+            gradient = ones[rows].T @ (probabilities - np.eye(4)[y[rows]]) / len(rows)
+            gradient *= min(1, 0.5 / (np.linalg.norm(gradient) + 1e-6))
+            velocity = 0.9 * velocity + gradient
+            w -= lr * velocity
+    expected = log_softmax(np.hstack([z, np.ones((len(z), 1))]) @ w, axis=1)
+    top = measured.outcomes["top5"][:, 0]
+    np.testing.assert_array_equal(top, expected.argmax(axis=1))
+    np.testing.assert_allclose(
+        measured.outcomes["top5_score"][:, 0], expected.max(axis=1), atol=1e-3
+    )
+
+
+def test_head_bn_makes_the_scale_of_features_irrelevant(data):
+    x, y, z, t = data
+    name = "linear-marks-1view-bn+epochs=30"
+    plain = run(name, make_task(x, y, z, t)).metrics["top1"]["value"]
+    scaled = run(name, make_task(x * 1000 + 5, y, z * 1000 + 5, t)).metrics["top1"]["value"]
+    assert plain == pytest.approx(scaled, abs=0.02)
+    assert plain > 0.7
+
+
+def test_a_last_batch_of_one_joins_its_neighbour():
+    sizes = [len(b) for b in linear._batches(torch.arange(21), 5)]
+    assert sizes == [5, 5, 5, 6]
+    assert [len(b) for b in linear._batches(torch.arange(1), 5)] == [1]
+
+
+ALL = [n for n in probes.PROTOCOLS if n != "knn-dino-k200"] + ["knn-dino-k200"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_any_division_into_blocks_gives_the_same_answer(name, data, monkeypatch):
+    whole = run(name, make_task(*data))
+    for held_bytes in (2**30, 0):  # with the rows in memory, and read again at every pass
+        monkeypatch.setattr(base, "HOLD_BYTES", held_bytes)
+        divided = run(
+            name, make_task(*data, train_edges=(1, 90, 91), test_edges=(70,), parallel=True)
+        )
+        np.testing.assert_array_equal(divided.outcomes["rank"], whole.outcomes["rank"])
+        np.testing.assert_allclose(
+            divided.outcomes["top5_score"], whole.outcomes["top5_score"], rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_same_seed_gives_the_same_bits(name, data):
+    first, second = (run(name, make_task(*data, seed=3)) for _ in range(2))
+    for array in first.outcomes:
+        np.testing.assert_array_equal(first.outcomes[array], second.outcomes[array])
+
+
+def test_metrics_are_those_of_torchmetrics(data):
+    x, y, z, t = data
+    t = t.copy()
+    t[:40] = 0  # unbalanced, so that the mean per class is another number
+    reference = KNeighborsClassifier(20, weights="distance", algorithm="brute").fit(x, y)
+    share = torch.from_numpy(reference.predict_proba(z))
+    metrics = run("knn-marks", make_task(x, y, z, t)).metrics
+    labels = torch.from_numpy(t)
+    top1 = multiclass_accuracy(share, labels, 4, average="micro")
+    assert metrics["top1"]["value"] == pytest.approx(float(top1))
+    mean = multiclass_accuracy(share, labels, 4, average="macro")
+    assert metrics["mean_per_class"]["value"] == pytest.approx(float(mean))
+    error = multiclass_calibration_error(share, labels, 4, n_bins=15, norm="l1")
+    assert metrics["ece"]["value"] == pytest.approx(float(error), abs=1e-5)
+    for name in ("top1", "mean_per_class"):
+        ends = metrics[name]
+        assert ends["low"] < ends["value"] < ends["high"]
+
+
+def test_score_takes_plain_arrays(data):
+    x, y, z, t = data
+    found = featstore.score(x, y, z, t, protocol="knn-marks")
+    expected = KNeighborsClassifier(20, weights="distance", algorithm="brute").fit(x, y).score(z, t)
+    assert found["top1"]["value"] == pytest.approx(expected)
+
+
+def test_an_override_is_another_name_and_another_number(data):
+    x, y, z, t = data
+    assert probes.get("knn-marks+k=1").name == "knn-marks+k=1"
+    assert probes.get("knn-marks").k == 20
+    expected = KNeighborsClassifier(1).fit(x.astype(np.float64), y).predict(z.astype(np.float64))
+    np.testing.assert_array_equal(predictions("knn-marks+k=1", make_task(x, y, z, t)), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("knn-mark", r"unknown protocol 'knn-mark'. Did you mean knn-marks "),
+        ("knn-marks+kk=1", r"knn-marks has no setting 'kk'; it has .*k.*"),
+        ("knn-marks+k=x", r"k must be like 20, got 'x'"),
+        ("knn-marks+name=x", r"no setting 'name'"),
+    ],
+)
+def test_names_that_mean_nothing_are_refused(name, message):
+    with pytest.raises(UnknownNameError, match=message):
+        probes.get(name)
+
+
+def test_sets_of_protocols_expand_in_order():
+    assert probes.expand(["dino", "ridge", "ridge"]) == [
+        *("knn-dino-k10", "knn-dino-k20", "knn-dino-k100", "knn-dino-k200", "ridge")
+    ]
+    assert probes.expand(["all"]) == list(probes.PROTOCOLS)
+
+
+def test_k_beyond_the_train_split_fails_alone(data):
+    x, y, z, t = data
+    task = make_task(x[:150], y[:150], z, t)
+    found = dict(probes.run([probes.get("knn-dino-k200"), probes.get("knn-marks")], task))
+    by_name = {protocol.name: measured for protocol, measured in found.items()}
+    assert isinstance(by_name["knn-dino-k200"], ProbeError)
+    assert "k must lie in 1..150 (rows of the train split), got 200" in str(
+        by_name["knn-dino-k200"]
+    )
+    assert by_name["knn-marks"].metrics["top1"]["value"] > 0.5
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_one_category_and_unknown_categories_are_refused(name, data):
+    x, y, z, t = data
+    with pytest.raises(ProbeError, match="one category only"):
+        run(name, make_task(x, np.zeros_like(y), z, np.zeros_like(t)))
+    with pytest.raises(ProbeError, match="test holds label 3, which train lacks"):
+        run(name, make_task(x, np.minimum(y, 2), z, t))
+
+
+def test_arrays_that_do_not_fit_are_refused(data):
+    x, y, z, t = data
+    with pytest.raises(ValueError, match=r"features must be \(n, d\)"):
+        featstore.score(x[0], y, z, t, protocol="ridge")
+    spoiled = z.copy()
+    spoiled[0, 0] = np.nan
+    with pytest.raises(ValueError, match="must be finite"):
+        featstore.score(x, y, spoiled, t, protocol="ridge")

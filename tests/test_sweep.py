@@ -1,0 +1,192 @@
+"""Sweeps off a real store, over real Dask workers, killed for real."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from dask.distributed import LocalCluster
+from sklearn.neighbors import KNeighborsClassifier
+
+import featstore
+from featstore.errors import MissingFeaturesError, UnknownNameError
+from featstore.keys import BNMode, FeatureKey
+from featstore.results import outcomes_of, records
+from featstore.store import Store
+
+MODELS = ["tiny-resnet-random", "tiny-vit-random"]
+CHEAP = ["knn-marks", "ridge", "linear-marks-1view+epochs=5"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sweep") / "features.zarr"
+    featstore.extract(
+        MODELS, ["digits-blur"], bn_modes=["eval", "adapt"], store=path, dtype="float32",
+        chunk_rows=100, device="cpu",
+    )  # fmt: skip
+    return path
+
+
+def found(root):
+    """Everything that was measured, without what differs between runs."""
+    return {
+        tuple(d[k] for k in ("model", "bn_mode", "protocol", "seed")): (
+            d["metrics"], d["certificate"], d["outcomes_sha256"]
+        )
+        for d in records(root)
+    }  # fmt: skip
+
+
+def test_a_cell_is_what_scikit_learn_gives_on_the_stored_rows(store, tmp_path):
+    featstore.probe(protocols=["knn-marks"], store=store, results=tmp_path / "r", scheduler="sync")
+    features = Store(store).open(FeatureKey("tiny-resnet-random", "digits-blur", BNMode.EVAL))
+    x, z = (
+        np.concatenate([features[s].chunk(i) for i in range(len(features[s].chunk_digest))])
+        for s in ("train", "test")
+    )
+    reference = KNeighborsClassifier(20, weights="distance", algorithm="brute")
+    reference.fit(x.astype(np.float64), features["train"].label)
+    expected = reference.predict(z.astype(np.float64))
+    (document,) = (
+        d for d in records(tmp_path / "r")
+        if d["model"] == "tiny-resnet-random" and d["bn_mode"] == "eval"
+    )  # fmt: skip
+    kept = outcomes_of(document)
+    np.testing.assert_array_equal(kept["top5"][:, 0], expected)
+    np.testing.assert_array_equal(kept["label"], features["test"].label)
+    share = float((expected == features["test"].label).mean())
+    assert document["metrics"]["top1"]["value"] == pytest.approx(share)
+    assert document["n_test"] == 797
+
+
+def test_every_scheduler_gives_the_same_cells(store, tmp_path):
+    options = {"protocols": CHEAP, "store": store}
+    featstore.probe(results=tmp_path / "sync", scheduler="sync", **options)
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
+    ) as cluster:
+        address = cluster.scheduler_address
+        done = featstore.probe(results=tmp_path / "tcp", scheduler=address, **options)
+    assert done.filled == 9
+    featstore.probe(results=tmp_path / "processes", scheduler="processes", **options)
+    for name in ("tcp", "processes"):
+        assert found(tmp_path / name) == found(tmp_path / "sync")
+
+
+def test_what_is_there_is_not_filled_again_unless_asked(store, tmp_path):
+    options = {"store": store, "results": tmp_path / "r", "scheduler": "sync"}
+    first = featstore.probe(protocols=["ridge"], **options)
+    assert (first.filled, first.up_to_date) == (3, 0)
+    more = featstore.probe(protocols=["ridge", "knn-marks"], **options)
+    assert (more.filled, more.up_to_date) == (3, 3)
+    again = featstore.probe(protocols=["ridge"], overwrite=True, **options)
+    assert (again.filled, again.up_to_date) == (3, 0)
+
+
+def test_a_sweep_can_be_narrowed(store, tmp_path):
+    options = {"store": store, "results": tmp_path / "r", "scheduler": "sync"}
+    one = featstore.probe(
+        ["tiny-resnet-random"], bn_modes=["adapt"], protocols=["ridge"], **options
+    )
+    assert one.filled == 1
+    # a model without BatchNorm stands under `eval` whatever mode is asked for
+    vit = featstore.probe(["tiny-vit-random"], bn_modes=["adapt"], protocols=["ridge"], **options)
+    assert vit.filled == 1
+    results = featstore.open_results(tmp_path / "r").score.sel(protocol="ridge")
+    assert np.isfinite(results.sel(model="tiny-vit-random", bn_mode="adapt")).all()
+
+
+def test_seeds_are_cells_of_their_own(store, tmp_path):
+    featstore.probe(
+        ["tiny-vit-random"], protocols=["linear-marks-1view+epochs=5"], seeds=[0, 1, 2],
+        store=store, results=tmp_path / "r", scheduler="sync",
+    )  # fmt: skip
+    kept = featstore.open_results(tmp_path / "r", seeds=True)
+    assert kept.sizes["seed"] == 3
+    assert len(set(kept.score.values.ravel())) > 1
+    assert int(featstore.open_results(tmp_path / "r").n_seeds.max()) == 3
+
+
+def test_features_extracted_anew_make_the_cell_missing(store, tmp_path):
+    own = tmp_path / "own.zarr"
+    options = {"store": own, "results": tmp_path / "r", "scheduler": "sync"}
+    for precision in ("fp32", "bf16"):
+        featstore.extract(["tiny-vit-random"], ["digits-blur"], store=own, precision=precision,
+                          overwrite=True)  # fmt: skip
+        assert featstore.probe(protocols=["ridge"], **options).filled == 1
+    assert len(list(records(tmp_path / "r"))) == 2
+
+
+def test_an_empty_store_and_unknown_protocols_are_refused(store, tmp_path):
+    with pytest.raises(MissingFeaturesError, match="Run: featstore extract"):
+        featstore.probe(store=tmp_path / "none.zarr", results=tmp_path / "r")
+    with pytest.raises(UnknownNameError, match="unknown protocol"):
+        featstore.probe(protocols=["knnn"], store=store, results=tmp_path / "r")
+
+
+def test_a_corrupt_chunk_fails_its_cells_by_name_and_no_other(store, tmp_path):
+    own = tmp_path / "own.zarr"
+    featstore.extract(MODELS, ["digits-blur"], store=own, chunk_rows=100, device="cpu")
+    path = next(own.glob("tiny-vit-random/*/*/train/embedding/c/1/0"))
+    data = bytearray(path.read_bytes())
+    data[100] ^= 4
+    path.write_bytes(data)
+    done = featstore.probe(protocols=["ridge", "knn-marks"], store=own, results=tmp_path / "r",
+                           scheduler="sync")  # fmt: skip
+    assert done.filled == 2
+    assert len(done.failed) == 2
+    assert all(
+        "tiny-vit-random" in f.what and "chunk 1 is not what" in f.error for f in done.failed
+    )
+
+
+CHILD = """
+import sys, featstore
+if __name__ == "__main__":
+    print("ready", flush=True)
+    store, results = sys.argv[1:]
+    chosen = ["marks2024", "ridge"]
+    featstore.probe(protocols=chosen, store=store, results=results, scheduler="sync")
+"""
+
+
+@pytest.mark.slow
+def test_killed_while_probing_no_cell_is_half_there(store, tmp_path):
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    arguments = [sys.executable, str(script), str(store), str(tmp_path / "r")]
+    for wanted in (2, 6, 11):
+        child = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+        with child:
+            assert child.stdout.readline() == "ready\n"
+            deadline = time.monotonic() + 120
+            while cells(tmp_path / "r") < wanted and time.monotonic() < deadline:
+                time.sleep(0.002)
+            child.kill()
+        for document in records(tmp_path / "r"):  # each can be read, and is whole
+            outcomes_of(document)
+    before = cells(tmp_path / "r")
+    options = {"protocols": ["marks2024", "ridge"], "store": store, "scheduler": "sync"}
+    done = featstore.probe(results=tmp_path / "r", **options)
+    assert (done.up_to_date, done.filled) == (before, 18 - before)
+    featstore.probe(results=tmp_path / "whole", **options)
+    assert found(tmp_path / "r") == found(tmp_path / "whole")
+
+
+def cells(root):
+    return len(list(root.glob("*/*/*/*/*.json")))
+
+
+def test_records_are_plain_json_that_says_how_it_was_made(store, tmp_path):
+    featstore.probe(["tiny-vit-random"], protocols=["logreg+log10_c=-2,-1"], store=store,
+                    results=tmp_path / "r", scheduler="sync")  # fmt: skip
+    (path,) = (tmp_path / "r").glob("*/*/*/*/*.json")
+    document = json.loads(path.read_text())
+    assert document["settings"]["log10_c"] == [-2.0, -1.0]
+    assert document["certificate"]["converged"] is True
+    assert document["certificate"]["C"] in (0.01, 0.1)
+    features = Store(store).open(FeatureKey("tiny-vit-random", "digits-blur", BNMode.EVAL))
+    assert document["features"] == features.digest("train", "test")

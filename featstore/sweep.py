@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -83,7 +84,7 @@ def probe(
     store: str | Path = "data/features.zarr",
     results: str | Path = "data/results",
     device: str = "auto",
-    scheduler: str = "processes",
+    scheduler: str = "threads",
     overwrite: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Summary:
@@ -97,7 +98,9 @@ def probe(
     protocols : names, or names of sets
     seeds : of draws, splits and initialisations; a cell each
     device : `cpu`, `cuda:N`, or `auto` for a GPU if cupy finds one
-    scheduler : `processes`, `threads`, `sync`, `local:N` or the address of a Dask scheduler
+    scheduler : `threads`, `processes` (faster for many small cells; a script that asks for them
+        must guard its work by `if __name__ == "__main__"`), `sync`, `local:N` (N processes) or the
+        address of a Dask scheduler
     overwrite : fill cells that are there again
 
     Raises
@@ -121,13 +124,17 @@ def probe(
         jobs, scheduler = [_Job(**{**vars(jobs[0]), "parallel": True})], "sync"
     total = sum(len(job.protocols) for job in jobs)
     done = 0
-    work = partial(_fill, threads=max(1, cpu_count() // max(1, len(jobs))))
+    # The same on every scheduler, since the number of threads changes the last digit of a sum.
+    threads = max(1, cpu_count() // max(1, len(jobs)))
+    here = scheduler in ("sync", "threads")  # then the limit is this process's, set once for all
+    work = partial(_fill, threads=None if here else threads)
     try:
-        for filled, failures, what in map_tasks(work, jobs, scheduler=scheduler):
-            summary.filled += filled
-            summary.failed += failures
-            done += filled + len(failures)
-            progress(what, done, total)
+        with _limit_threads(threads if here else None):
+            for filled, failures, what in map_tasks(work, jobs, scheduler=scheduler):
+                summary.filled += filled
+                summary.failed += failures
+                done += filled + len(failures)
+                progress(what, done, total)
     finally:  # after Ctrl-C as well: what is done shall be seen
         if any(Path(results).glob("*/*/*/*/*.json")):
             summary.results = str(refresh(results))
@@ -205,18 +212,29 @@ def _is_bn_free(store: Store, key: FeatureKey) -> bool:
     return any(bool(split.attrs["model"]["bn_free"]) for split in store.splits(key))
 
 
-def _fill(job: _Job, *, threads: int) -> tuple[int, list[Failure], str]:
-    """Fill the cells of a job; cells filled, failures, and the features' name."""
-    what = f"{job.key} seed {job.seed}"
-    torch_threads = torch.get_num_threads()
+@contextmanager
+def _limit_threads(threads: int | None) -> Iterator[None]:
+    """So many threads in BLAS and in torch within, if any number is given."""
+    if threads is None:
+        yield
+        return
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with threadpool_limits(threads):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fill(job: _Job, *, threads: int | None) -> tuple[int, list[Failure], str]:
+    """Fill the cells of a job; cells filled, failures, and the features' name."""
+    what = f"{job.key} seed {job.seed}"
+    try:
+        with _limit_threads(threads):
             return *_fill_cells(job), what
     except FeatStoreError as error:  # unreadable features: all cells of the job
         return 0, [Failure(f"{what} {p}", str(error)) for p in job.protocols], what
-    finally:
-        torch.set_num_threads(torch_threads)
 
 
 def _fill_cells(job: _Job) -> tuple[int, list[Failure]]:

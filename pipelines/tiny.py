@@ -46,7 +46,12 @@ def main() -> None:
 
     print("2/3  probing: 11 protocols off the store")
     probed = featstore.probe(
-        ["tiny"], ["tiny"], store=out / "features.zarr", results=out / "results", device="cpu"
+        ["tiny"],
+        ["tiny"],
+        store=out / "features.zarr",
+        results=out / "results",
+        device="cpu",
+        scheduler="processes",
     )
     print(
         f"     {probed.filled} cells filled, {probed.up_to_date} up to date, "

@@ -6,7 +6,7 @@ import array_api_compat
 import pytest
 
 
-@pytest.fixture(params=["numpy", "array_api_strict", "cupy"])
+@pytest.fixture(params=["numpy", "array_api_strict", pytest.param("cupy", marks=pytest.mark.gpu)])
 def xp(request):
     # Only cupy may be skipped: without array-api-strict a kernel is not tested, so that must fail.
     if request.param == "cupy" and not pytest.importorskip("cupy").cuda.is_available():

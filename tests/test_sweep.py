@@ -71,8 +71,9 @@ def test_every_scheduler_gives_the_same_cells(store, tmp_path):
         address = cluster.scheduler_address
         done = featstore.probe(results=tmp_path / "tcp", scheduler=address, **options)
     assert done.filled == 9
-    featstore.probe(results=tmp_path / "processes", scheduler="processes", **options)
-    for name in ("tcp", "processes"):
+    for name in ("threads", "processes"):
+        featstore.probe(results=tmp_path / name, scheduler=name, **options)
+    for name in ("tcp", "threads", "processes"):
         assert found(tmp_path / name) == found(tmp_path / "sync")
 
 

@@ -23,7 +23,7 @@ from featstore.extraction.passes import Progress, Station, fill
 from featstore.extraction.targets import Options, choose_device, notes_of, recipe_of
 from featstore.keys import BNMode, FeatureKey, Recipe
 from featstore.models import Encoder, Model, ModelName, load_model
-from featstore.store import Rows, Store, chunk_rows_for, create, parse_codec
+from featstore.store import Rows, Store, chunk_rows_for, create, parse_codec, resume
 
 log = logging.getLogger(__name__)
 
@@ -117,13 +117,14 @@ def extract(
     filled = up_to_date = decoded = 0
     for dataset in loaded:
         for transform, members in _by_transform(asked):
+            encoders: dict[tuple[str, BNMode], Encoder] = {}
             for name in splits or dataset.splits:
                 images = dataset.split(name)
-                writers = list(
+                stations = list(
                     _open_writers(members, dataset, images, modes, transform, Path(store), target,
-                                  options, overwrite=overwrite)
+                                  options, encoders,
+                                  overwrite=overwrite)
                 )  # fmt: skip
-                stations = [station for station in writers if station]
                 filled += sum(len(station.writers) for station in stations)
                 up_to_date += _count(members, modes) - sum(len(s.writers) for s in stations)
                 if not stations:
@@ -237,10 +238,14 @@ def _open_writers(
     root: Path,
     device: torch.device,
     options: Options,
+    encoders: dict[tuple[str, BNMode], Encoder],
     *,
     overwrite: bool,
 ) -> Iterator[Station]:
-    """A station for each model and BN mode of which any site is unfinished."""
+    """A station for each model and BN mode of which any site is unfinished.
+
+    `encoders` keeps those that were made: one that was adapted to a dataset serves all its splits.
+    """
     order = row_order(images.fingerprint, len(images))
     rows = Rows(
         [images.sample_ids[int(i)] for i in order], order, images.labels[order], images.categories
@@ -253,7 +258,7 @@ def _open_writers(
                 recipe = _recipe(one.model, site, mode, transform, dataset, images, options)
                 if overwrite:
                     Store(root).remove(key, images.name)
-                writer = create(
+                writer = resume(root, key, images.name, recipe, options.codec) or create(
                     root, key, images.name, recipe, rows,
                     width=one.widths[site], dtype=options.dtype, codec=options.codec,
                     chunk_rows=chunk_rows_for(len(images), options.chunk_rows),
@@ -262,11 +267,10 @@ def _open_writers(
                 if not writer.split.complete:
                     writers[site] = writer
             if writers:
-                yield Station(
-                    _encoder(one.model, list(writers), mode, device, options),
-                    writers,
-                    adapts=mode is BNMode.ADAPT,
-                )
+                place = (one.model.name, mode)
+                if place not in encoders:
+                    encoders[place] = _encoder(one.model, list(one.names), mode, device, options)
+                yield Station(encoders[place], writers, adapts=mode is BNMode.ADAPT)
 
 
 def _encoder(

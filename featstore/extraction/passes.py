@@ -33,13 +33,19 @@ class Station:
     adapts: bool = False
 
 
+Taker = tuple[Station, str, SplitWriter]
+"""A station, one of its sites, and that site's writer."""
+
+OpenChunks = dict[tuple[int, int], list[Taker]]
+"""Who lacks the rows from a first one to one before the last."""
+
+
 @dataclass
 class Work:
-    """A chunk to make: which writers of which stations take it, and what has come of it so far."""
+    """Rows to embed: a chunk of every writer that takes them, and what has come of it so far."""
 
-    chunk: int
     rows: range
-    takers: list[tuple[Station, str, SplitWriter]]
+    takers: list[Taker]
     parts: dict[int, list[np.ndarray]] = field(default_factory=dict)
     valid: list[np.ndarray] = field(default_factory=list)
 
@@ -66,14 +72,11 @@ def fill(
     """
     order = row_order(images.fingerprint, len(images))
     decoded = 0
-    adapted = False
     while True:
         open_chunks = _missing(stations)
         if not open_chunks:
             break
-        if not adapted:
-            _adapt(stations, train, transform, batch_size, num_workers, skip_errors, progress)
-            adapted = True
+        _adapt(stations, train, transform, batch_size, num_workers, skip_errors, progress)
         try:
             done = _one_round(
                 stations, images, order, transform, open_chunks,
@@ -93,13 +96,14 @@ def fill(
     return decoded
 
 
-def _missing(stations: Sequence[Station]) -> dict[int, list[tuple[Station, str, SplitWriter]]]:
-    """Who still lacks which chunk."""
-    chunks: dict[int, list[tuple[Station, str, SplitWriter]]] = {}
+def _missing(stations: Sequence[Station]) -> OpenChunks:
+    """Who still lacks which rows; stored splits may be cut into chunks of unlike sizes."""
+    chunks: OpenChunks = {}
     for station in stations:
         for site, writer in station.writers.items():
             for chunk in writer.missing():
-                chunks.setdefault(chunk, []).append((station, site, writer))
+                span = writer.split.span(chunk)
+                chunks.setdefault((span.start, span.stop), []).append((station, site, writer))
     return dict(sorted(chunks.items()))
 
 
@@ -112,7 +116,7 @@ def _adapt(
     skip_errors: bool,
     progress: Progress,
 ) -> None:
-    adapting = [station.encoder for station in stations if station.adapts]
+    adapting = [s.encoder for s in stations if s.adapts and not s.encoder.adapted]
     if not adapting or train is None:
         return
     rows = range(len(train))
@@ -137,7 +141,7 @@ def _one_round(
     images: ImageSplit,
     order: np.ndarray,
     transform: Transform,
-    open_chunks: Mapping[int, list[tuple[Station, str, SplitWriter]]],
+    open_chunks: OpenChunks,
     *,
     batch_size: int,
     num_workers: int,
@@ -145,16 +149,16 @@ def _one_round(
     progress: Progress,
 ) -> int:
     """Make the chunks that no other process holds; returns images decoded."""
-    expected = sum(len(_span(open_chunks[chunk], chunk)) for chunk in open_chunks)
+    expected = sum(stop - start for start, stop in open_chunks)
     plan: deque[tuple[Work, range]] = deque()
 
     def claim_and_list() -> Iterator[range]:
         # Runs a little ahead of the loop below, so that a chunk is claimed when it is about to be
         # decoded and not before: another process may join at any time.
-        for chunk, wanting in open_chunks.items():
-            takers = [taker for taker in wanting if taker[2].claim(chunk)]
+        for (start, stop), wanting in open_chunks.items():
+            takers = [t for t in wanting if t[2].claim(t[2].split.chunk_at(start))]
             if takers:
-                work = Work(chunk, _span(takers, chunk), takers)
+                work = Work(range(start, stop), takers)
                 for batch in batches_of(work.rows, batch_size):
                     plan.append((work, batch))
                     yield batch
@@ -185,10 +189,6 @@ class _Once:
 
     def __iter__(self) -> Iterator[range]:
         return self._batches
-
-
-def _span(takers: Sequence[tuple[Station, str, SplitWriter]], chunk: int) -> range:
-    return takers[0][2].split.span(chunk)
 
 
 def _embed(work: Work, pixels: torch.Tensor | None, valid: np.ndarray) -> None:
@@ -252,11 +252,12 @@ class _Writing:
 def _write(work: Work) -> None:
     valid = np.concatenate(work.valid)
     for number, (_, _, writer) in enumerate(work.takers):
+        chunk = writer.split.chunk_at(work.rows.start)
         try:
-            writer.write(work.chunk, np.concatenate(work.parts[number]), valid)
+            writer.write(chunk, np.concatenate(work.parts[number]), valid)
         except OSError as error:
             raise FeatStoreError(
-                f"{writer.split}: chunk {work.chunk} could not be written to {writer.split.root} "
+                f"{writer.split}: chunk {chunk} could not be written to {writer.split.root} "
                 f"({error.strerror or error}). All chunks before it are kept; make room, and the "
                 f"same command goes on from there"
             ) from error

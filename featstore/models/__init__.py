@@ -149,11 +149,11 @@ def _entry(base: str) -> Entry:
 
 
 def _check_timm_name(arch: str) -> None:
-    base, dot, tag = arch.partition(".")
+    base, dot, _ = arch.partition(".")
     if not timm.models.is_model(base):
         known = [*tiny.ARCHITECTURES, *timm.list_models()]
         raise unknown("architecture", arch, known, "timm.list_models() lists all")
-    if dot and tag not in timm.models.get_arch_pretrained_cfgs(base):
+    if dot and not timm.models.is_model_pretrained(arch):
         known = timm.list_pretrained(f"{base}.*")
         raise unknown("weights", arch, known, f"timm.list_pretrained('{base}.*') lists them")
 

@@ -50,6 +50,7 @@ class Encoder:
         self.sites = tuple(sites)
         self.device = device
         self.dtype = DTYPES[precision]
+        self.adapted = False
         self._mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
         self._std = torch.tensor(std, device=device).view(1, -1, 1, 1)
 
@@ -74,6 +75,7 @@ class Encoder:
             layer.train()
         try:
             yield
+            self.adapted = True
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum

@@ -5,7 +5,7 @@
 
 from featstore.store.layout import SPLITS, chunk_rows_for, parse_codec
 from featstore.store.reader import Features, Split, Store
-from featstore.store.writer import Rows, SplitWriter, create
+from featstore.store.writer import Rows, SplitWriter, create, resume
 
 __all__ = [
     "SPLITS",
@@ -17,4 +17,5 @@ __all__ = [
     "chunk_rows_for",
     "create",
     "parse_codec",
+    "resume",
 ]

@@ -123,6 +123,10 @@ class Split:
         n, step = self.shape[0], self.embedding.chunks[0]
         return range(chunk * step, min(n, (chunk + 1) * step))
 
+    def chunk_at(self, row: int) -> int:
+        """Number of the chunk that a row lies in."""
+        return row // int(self.embedding.chunks[0])
+
     def chunk(self, number: int) -> np.ndarray:
         """(rows, d) embeddings of a chunk, in the stored dtype.
 

@@ -133,6 +133,29 @@ class SplitWriter:
         }
 
 
+def resume(
+    root: Path, key: FeatureKey, name: str, recipe: Recipe, codec: str
+) -> SplitWriter | None:
+    """Writer of a split that is there, or None if it is not.
+
+    Raises
+    ------
+    StoreMismatchError
+        Features of another recipe are stored under the key; names the fields that differ.
+    """
+    split = Split(str(root), key, encode_part(name))
+    if not (split.path / "zarr.json").exists() or "recipe" not in split.attrs:
+        return None
+    differences = split.recipe.differences(recipe)
+    if differences:
+        listed = "; ".join(f"{k}: stored {a!r}, now {b!r}" for k, (a, b) in differences.items())
+        raise StoreMismatchError(
+            f"{split} in {root} was made by another recipe ({listed}). Keep both with "
+            f"--variant NAME, or replace it with --overwrite"
+        )
+    return SplitWriter(split, codec)
+
+
 def create(
     root: Path,
     key: FeatureKey,
@@ -153,29 +176,24 @@ def create(
     StoreMismatchError
         Features of another recipe are stored under the key; names the fields that differ.
     """
-    split = Split(str(root), key, encode_part(name))
-    while True:
-        _create_parents(root, split.path)
-        if (split.path / "zarr.json").exists() and "recipe" in split.attrs:
-            _refuse_other_recipe(split, recipe, root)
-            return SplitWriter(split, codec)
-        split = Split(str(root), key, encode_part(name))
-        claim = acquire(split.path.parent / ".claims", name)
-        if claim is None:
+    path = Split(str(root), key, encode_part(name)).path
+    _create_parents(root, path)
+    while (writer := resume(root, key, name, recipe, codec)) is None:
+        if acquire(path.parent / ".claims", name) is None:
             time.sleep(0.1)  # another process is creating it: a matter of milliseconds
             continue
-        if not (split.path / "zarr.json").exists() or "recipe" not in split.attrs:
-            _create_arrays(split.path, rows, width, dtype, codec, chunk_rows)
+        if resume(root, key, name, recipe, codec) is None:  # else it was finished just before
+            _create_arrays(path, rows, width, dtype, codec, chunk_rows)
             attributes = {
                 "recipe": dict(recipe.fields),
                 "digest": recipe.digest,
                 "categories": list(rows.categories),
                 **notes,
             }
-            zarr.open_group(split.path, mode="r+").attrs.update(attributes)
-            log.debug("created %s", split)
-        clear(split.path.parent / ".claims", name)
-        split = Split(str(root), key, encode_part(name))
+            zarr.open_group(path, mode="r+").attrs.update(attributes)
+            log.debug("created %s", path)
+        clear(path.parent / ".claims", name)
+    return writer
 
 
 def _create_parents(root: Path, split: Path) -> None:
@@ -184,16 +202,6 @@ def _create_parents(root: Path, split: Path) -> None:
     for parent in split.parents[:3]:
         if not (parent / "zarr.json").exists():
             zarr.open_group(parent, mode="a")
-
-
-def _refuse_other_recipe(split: Split, recipe: Recipe, root: Path) -> None:
-    differences = split.recipe.differences(recipe)
-    if differences:
-        listed = "; ".join(f"{k}: stored {a!r}, now {b!r}" for k, (a, b) in differences.items())
-        raise StoreMismatchError(
-            f"{split} in {root} was made by another recipe ({listed}). Keep both with "
-            f"--variant NAME, or replace it with --overwrite"
-        )
 
 
 def _create_arrays(

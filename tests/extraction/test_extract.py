@@ -262,6 +262,41 @@ def test_two_at_once_share_the_chunks(folder, tmp_path):
     assert contents(tmp_path / "s.zarr") == contents(tmp_path / "whole.zarr")
 
 
+def test_splits_cut_into_chunks_of_unlike_sizes_share_a_pass(folder, tmp_path, monkeypatch):
+    """One model half done in chunks of 5, another begun in chunks of 4: each keeps its own."""
+    real = SplitWriter.write
+
+    def full(self, chunk, rows, valid):
+        if chunk == 2:
+            raise OSError(28, "No space left on device")
+        real(self, chunk, rows, valid)
+
+    monkeypatch.setattr(SplitWriter, "write", full)
+    with pytest.raises(FeatStoreError):
+        extract([VIT], folder, tmp_path / "s.zarr", chunk_rows=5)
+    monkeypatch.undo()
+    extract([VIT, RESNET], folder, tmp_path / "s.zarr", chunk_rows=4)
+    extract([VIT, RESNET], folder, tmp_path / "whole.zarr")
+    for model in (VIT, RESNET):
+        rows, split = features(tmp_path / "s.zarr", model, folder)
+        assert split.verify() == []
+        np.testing.assert_allclose(
+            rows, features(tmp_path / "whole.zarr", model, folder)[0], atol=1e-5
+        )
+
+
+def test_adapting_reads_the_train_split_once_for_all_splits(folder, tmp_path):
+    seen = []
+    extract(
+        [RESNET],
+        folder,
+        tmp_path / "s.zarr",
+        bn_modes=["adapt"],
+        progress=lambda what, done, total: seen.append((what, done)),
+    )
+    assert [done for what, done in seen if what.startswith("adapting")] == [18]
+
+
 CHILD = """
 import sys, featstore
 print("ready", flush=True)

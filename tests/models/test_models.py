@@ -58,6 +58,12 @@ def test_random_weights_are_part_of_the_name():
     assert not model.module.training
 
 
+@pytest.mark.parametrize("arch", timm.list_pretrained("test_*"))
+def test_a_name_with_the_tag_of_its_weights_can_be_had_at_random(arch):
+    model = load_model(f"timm:{arch}", weights="random")
+    assert (model.name, model.arch) == (f"timm:{arch}~random0", arch)
+
+
 def test_a_name_that_random_weights_made_leads_back_to_them():
     asked = load_model("timm:test_resnet@avg", weights="random", seed=3)
     named = load_model(asked.name)
@@ -171,11 +177,13 @@ def test_pretrained_weights_come_through_timms_hub_code_and_its_cache(offline):
     (cached / "refs" / "main").write_text("abc")
     save_file(published.state_dict(), cached / "snapshots" / "abc" / "model.safetensors")
 
-    model = load_model("timm:test_vit")
-    assert model.name == "timm:test_vit"
     published.reset_classifier(0)
-    assert model.weights == weights_sha256(published)
-    assert model.info["stage"] == ""
+    for name in ("timm:test_vit", "timm:test_vit.r160_in1k"):
+        model = load_model(name)
+        assert model.name == name
+        assert model.weights == weights_sha256(published)
+        assert model.info["backbone"] == "test_vit"
+        assert model.info["stage"] == ""
 
 
 @pytest.mark.parametrize(

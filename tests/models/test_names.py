@@ -11,7 +11,7 @@ BASES = [
     "timm:vit_base_patch16_224.augreg_in21k_ft_in1k",
     "file:weights.pt#arch=resnet50",
     "file:/home/me@work/a b/run~3/x#1.safetensors#arch=vit_tiny_patch16_224.augreg",
-    "file:C@cls~x#arch=odd/w.pt#arch=tiny-vit",
+    "file:C@cls~x#arch=o@dd~/w.pt#arch=tiny-vit",
 ]
 
 

@@ -164,12 +164,14 @@ def _client(scheduler: str) -> Iterator[Client]:
     sizes: dict[str, Any] = {"n_workers": 1, "threads_per_worker": count, "processes": False}
     if processes:  # bound to loopback: nobody else on the network is to send work here
         sizes = {"n_workers": count, "threads_per_worker": 1, "host": "127.0.0.1"}
+    # Any free port will do for their status pages, but not one that the network sees.
+    loopback = {"dashboard_address": "127.0.0.1:0"}
     chatter = logging.getLogger("distributed")
     before = chatter.level
     chatter.setLevel(logging.ERROR)  # how its own processes come and go is of no interest
     try:
         with Client(
-            **sizes, dashboard_address=None, set_as_default=False, silence_logs=logging.ERROR
+            **sizes, **loopback, set_as_default=False, silence_logs=logging.ERROR
         ) as client:
             yield client
     finally:

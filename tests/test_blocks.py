@@ -2,7 +2,9 @@ import operator
 from functools import partial
 
 import numpy as np
+import psutil
 import pytest
+from dask.distributed import LocalCluster
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,6 +46,27 @@ def power(base, exponent):
 def test_tasks_are_all_done_on_every_scheduler(scheduler):
     found = map_tasks(partial(power, exponent=3), [1, 2, 3, 4], scheduler=scheduler)
     assert sorted(found) == [1, 8, 27, 64]
+
+
+def test_two_at_once_are_no_trouble_and_nobody_else_is_listened_to():
+    """As on a machine that two people share: no port is fixed, none is open to the network."""
+    listening = []
+
+    def look(value):
+        listening.extend(
+            c.laddr.ip for p in family() for c in p.net_connections() if c.status == "LISTEN"
+        )
+        return value
+
+    with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:8787", host="127.0.0.1"):
+        for _ in map_tasks(abs, [1, 2, 3], scheduler="processes"):
+            look(0)
+    assert set(listening) == {"127.0.0.1"}
+
+
+def family():
+    own = psutil.Process()
+    return [own, *own.children(recursive=True)]
 
 
 def test_a_scheduler_that_does_not_answer_is_named():

@@ -66,7 +66,7 @@ def test_every_scheduler_gives_the_same_cells(store, tmp_path):
     options = {"protocols": CHEAP, "store": store}
     featstore.probe(results=tmp_path / "sync", scheduler="sync", **options)
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", host="127.0.0.1"
     ) as cluster:
         address = cluster.scheduler_address
         done = featstore.probe(results=tmp_path / "tcp", scheduler=address, **options)

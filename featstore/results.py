@@ -252,12 +252,14 @@ def _descriptions(
 
 
 def refresh(root: str | Path, target: str | Path | None = None) -> Path:
-    """Write the Dataset beside the records, for `xr.open_zarr` to open with nothing else installed.
+    """Write the Dataset beside the records, as `<root>.zarr` unless told otherwise.
+
+    `xr.open_zarr` opens it, with nothing else installed.
 
     Built aside and swapped under a lock, so that a reader finds the old one or the new one.
     """
     root = Path(root)
-    target = Path(target) if target else root.with_name("results.zarr")
+    target = Path(target) if target else root.with_name(f"{root.name}.zarr")
     with target.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         aside, old = target.with_suffix(".new"), target.with_suffix(".old")

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"keys", "backend"},
     {"kernels", "errors"},
-    {"store"},
+    {"store", "names"},
     {"blocks", "results"},
     {"models", "datasets", "probes"},
     {"extraction", "analysis"},

@@ -118,7 +118,7 @@ def test_protocols_stand_in_the_order_of_their_numbers(tmp_path):
 def test_results_zarr_opens_with_xarray_alone_and_no_warning(tmp_path):
     put(tmp_path / "r", 0.5, model="ä")
     target = refresh(tmp_path / "r")
-    assert target == tmp_path / "results.zarr"
+    assert target == tmp_path / "r.zarr"
     code = (
         "import sys, xarray as xr; ds = xr.open_zarr(sys.argv[1]).load(); "
         "assert float(ds.score.sel(model='ä').max()) == .5; "
@@ -135,9 +135,9 @@ def test_refreshing_replaces_the_old_one_whole(tmp_path):
     refresh(tmp_path / "r")
     put(tmp_path / "r", 0.6, model="b")
     refresh(tmp_path / "r")
-    with xr.open_zarr(tmp_path / "results.zarr") as opened:
+    with xr.open_zarr(tmp_path / "r.zarr") as opened:
         assert opened.sizes["model"] == 2
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["r", "results.lock", "results.zarr"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r", "r.lock", "r.zarr"]
 
 
 def fill_some(root, worker):
@@ -156,7 +156,7 @@ def test_writers_side_by_side_lose_nothing(tmp_path):
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     refresh(tmp_path / "r")
-    with xr.open_zarr(tmp_path / "results.zarr") as opened:
+    with xr.open_zarr(tmp_path / "r.zarr") as opened:
         assert int(opened.score.notnull().sum()) == 60
 
 

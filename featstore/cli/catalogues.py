@@ -22,7 +22,8 @@ def models(
     as_json: AsJson = False,
 ) -> None:
     """List the models known by name; timm:NAME and file:PATH#arch=NAME work as well."""
-    from featstore.models.names import catalogue, unknown
+    from featstore.models.names import catalogue
+    from featstore.names import unknown
 
     entries = catalogue()
     if name is not None and name not in entries:

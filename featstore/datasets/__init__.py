@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,6 +15,7 @@ from featstore.datasets.image_split import ArrayImages, ImageSplit
 from featstore.datasets.transforms import NAMES as TRANSFORMS
 from featstore.datasets.transforms import Transform, check_name
 from featstore.errors import UnknownNameError
+from featstore.names import expand_sets, read_catalogue, unknown
 
 
 @dataclass(frozen=True)
@@ -61,22 +60,12 @@ class Dataset:
 @cache
 def catalogue() -> dict[str, Entry]:
     """All datasets known by name."""
-    text = Path(__file__).with_name("catalogue.toml").read_text(encoding="utf-8")
-    return {name: Entry(name, **table) for name, table in tomllib.loads(text).items()}
+    return read_catalogue(Path(__file__).with_name("catalogue.toml"), Entry)
 
 
 def expand(names: Iterable[str]) -> list[str]:
     """Dataset names with each set's name (`tiny`, `all`) replaced by its members, in order."""
-    entries = catalogue()
-    known_sets = {"all", *(one for entry in entries.values() for one in entry.sets)}
-    found: dict[str, None] = {}
-    for name in names:
-        if name in known_sets:
-            members = (n for n, entry in entries.items() if name == "all" or name in entry.sets)
-            found |= dict.fromkeys(members)
-        else:
-            found[split_transform(name)[0]] = None
-    return list(found)
+    return expand_sets(names, catalogue(), lambda name: split_transform(name)[0])
 
 
 def split_transform(name: str) -> tuple[str, str]:
@@ -127,12 +116,8 @@ def load_dataset(
         info = {"shift": "", "metric": "top1", "source": base}
         return Dataset(base, tuple(loaded), _picker(base, loaded.__getitem__, tuple(loaded)), info)
     if base not in catalogue():
-        near = difflib.get_close_matches(base, catalogue(), n=3, cutoff=0.5)
-        guess = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise UnknownNameError(
-            f"unknown dataset {base!r}.{guess} featstore datasets lists them; folder:PATH works "
-            f"as well"
-        )
+        listing = "featstore datasets lists them; folder:PATH works as well"
+        raise unknown("dataset", base, catalogue(), listing)
     entry = catalogue()[base]
     info = {"shift": entry.shift, "metric": entry.metric, "source": entry.source or base}
     if entry.reader == "tiny":

@@ -17,7 +17,8 @@ from featstore.errors import BadCheckpointError
 from featstore.models import tiny
 from featstore.models.checkpoints import fill, read_state, weights_sha256
 from featstore.models.encoder import Encoder, batch_norms, embed
-from featstore.models.names import SITES, Entry, ModelName, catalogue, expand, unknown
+from featstore.models.names import SITES, Entry, ModelName, catalogue, expand
+from featstore.names import unknown
 
 _RANDOM = re.compile(r"random(\d+)(-.*)?")  # the rest is a variant of the user's
 

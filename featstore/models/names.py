@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 from featstore.errors import UnknownNameError
+from featstore.names import expand_sets, read_catalogue
 
 SITES = ("cls", "avg", "cls+avg", "cls-last4")
 """Embedding sites that can be asked for; without one, the model's own pre-logits are taken."""
@@ -92,26 +91,9 @@ class Entry:
 @cache
 def catalogue() -> dict[str, Entry]:
     """All models known by name."""
-    text = Path(__file__).with_name("catalogue.toml").read_text(encoding="utf-8")
-    return {name: Entry(name, **table) for name, table in tomllib.loads(text).items()}
+    return read_catalogue(Path(__file__).with_name("catalogue.toml"), Entry)
 
 
 def expand(names: Iterable[str]) -> list[str]:
     """Model names with each set's name (`tiny`, `all`) replaced by its members, in order."""
-    entries = catalogue()
-    known_sets = {"all", *(one for entry in entries.values() for one in entry.sets)}
-    found: dict[str, None] = {}
-    for name in names:
-        if name in known_sets:
-            members = (n for n, entry in entries.items() if name == "all" or name in entry.sets)
-            found |= dict.fromkeys(members)
-        else:
-            found[str(ModelName.parse(name))] = None
-    return list(found)
-
-
-def unknown(kind: str, name: str, known: Iterable[str], listing: str) -> UnknownNameError:
-    """Error for a name that does not exist, with those that come near."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    guess = f" Did you mean {' or '.join(near)}?" if near else ""
-    return UnknownNameError(f"unknown {kind} {name!r}.{guess} {listing}")
+    return expand_sets(names, catalogue(), lambda name: str(ModelName.parse(name)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,6 +18,7 @@ from featstore.kernels.metrics import (
     top_k_accuracy,
 )
 from featstore.kernels.resample import stratified_bootstrap, wilson_interval
+from featstore.names import expand_sets, unknown
 from featstore.probes import knn, linear, logreg, ridge
 from featstore.probes.base import Data, Fitted, Protocol, Task
 
@@ -57,9 +57,7 @@ def get(name: str) -> Protocol:
     """
     base, *overrides = name.split("+")
     if base not in PROTOCOLS:
-        near = difflib.get_close_matches(base, PROTOCOLS, n=3, cutoff=0.5)
-        guess = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise UnknownNameError(f"unknown protocol {base!r}.{guess} featstore protocols lists them")
+        raise unknown("protocol", base, PROTOCOLS, "featstore protocols lists them")
     protocol = PROTOCOLS[base]
     fixed = {"name", "sets", "source", "kind", "probabilities"}
     for override in overrides:
@@ -90,15 +88,7 @@ def _parse(protocol: Protocol, setting: str, text: str) -> Any:
 
 def expand(names: Iterable[str]) -> list[str]:
     """Protocol names with each set's name (`all`, `marks2024`, `dino`) replaced by its members."""
-    known_sets = {"all", *(one for protocol in PROTOCOLS.values() for one in protocol.sets)}
-    found: dict[str, None] = {}
-    for name in names:
-        if name in known_sets:
-            members = (n for n, p in PROTOCOLS.items() if name == "all" or name in p.sets)
-            found |= dict.fromkeys(members)
-        else:
-            found[get(name).name] = None
-    return list(found)
+    return expand_sets(names, PROTOCOLS, lambda name: get(name).name)
 
 
 def run(

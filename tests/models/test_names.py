@@ -3,7 +3,8 @@
 import pytest
 
 from featstore.errors import UnknownNameError
-from featstore.models.names import SITES, ModelName, catalogue, expand, unknown
+from featstore.models.names import SITES, ModelName, catalogue, expand
+from featstore.names import unknown
 
 BASES = [
     "tiny-resnet-simclr",

@@ -121,6 +121,24 @@ def _merge_two(merge: Callable[[T, T], T], a: Callable[[], T], b: Callable[[], T
     return merge(a(), b())
 
 
+def check_scheduler(scheduler: str) -> None:
+    """Refuse what is no scheduler.
+
+    Raises
+    ------
+    ValueError
+        It is none of `sync`, `threads`, `processes`, `local:N` and an address.
+    """
+    count = scheduler.removeprefix("local:")
+    is_local = count != scheduler and count.isdecimal() and int(count) > 0
+    known = scheduler in ("sync", "threads", "processes") or "://" in scheduler
+    if not known and not is_local:
+        raise ValueError(
+            f"scheduler must be sync, threads, processes, local:N or tcp://HOST:PORT, "
+            f"got {scheduler!r}"
+        )
+
+
 def map_tasks(function: Callable[[Any], T], tasks: Sequence[Any], *, scheduler: str) -> Iterator[T]:
     """`function` of each task, in the order in which they finish.
 

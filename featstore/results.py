@@ -30,7 +30,10 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 
+_CURRENT = "features"  # beside the protocols' folders: digest of the features last probed
+
 METRICS = ("top1", "top5", "mean_per_class", "ece")
+_CERTIFIED = ("converged",)  # 1 or 0; NaN for protocols that do not iterate
 COUNTS = ("n_train", "n_test", "n_skipped", "seconds")
 _MODEL_INFO = ("backbone", "family", "method", "stage", "lineage")
 
@@ -93,6 +96,14 @@ def record(
         ) from error
 
 
+def mark_current(root: Path, model: str, dataset: str, bn_mode: str, digest: str) -> None:
+    """Say which features' cells count from now on, for one model, dataset and BN mode."""
+    path = root.joinpath(*(encode_part(part) for part in (model, dataset, bn_mode)), _CURRENT)
+    if not path.exists() or path.read_text().strip() != digest:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, f"{digest}\n".encode())
+
+
 def _write(path: Path, data: bytes) -> None:
     """A file that is there whole or not at all."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -146,8 +157,9 @@ def outcomes_of(document: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def open_results(root: str | Path = "data/results", *, seeds: bool = False) -> xr.Dataset:
     """All cells as one Dataset over (model, dataset, bn_mode, protocol), NaN where there is none.
 
-    A model without BatchNorm is shown under every BN mode. Of cells probed anew on other features,
-    the newest counts. `score` is the dataset's headline metric, `low` and `high` its 95 % interval.
+    A model without BatchNorm is shown under every BN mode. Where features were extracted anew, only
+    cells of those last probed count. `score` is the dataset's headline metric, `low` and `high` its
+    95 % interval.
 
     Parameters
     ----------
@@ -160,7 +172,13 @@ def open_results(root: str | Path = "data/results", *, seeds: bool = False) -> x
         There is no record, or one cannot be read.
     """
     newest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    current: dict[Path, str] = {}
     for document in records(root):
+        features = Path(document["path"]).parents[1] / _CURRENT
+        if features not in current:
+            current[features] = features.read_text().strip() if features.exists() else ""
+        if current[features] not in ("", document["features"]):
+            continue  # of features that were replaced
         place = tuple(document[k] for k in ("model", "dataset", "bn_mode", "protocol", "seed"))
         if place not in newest or document["created"] >= newest[place]["created"]:
             newest[place] = document
@@ -182,7 +200,7 @@ def _assemble(documents: list[dict[str, Any]], *, seeds: bool) -> xr.Dataset:
     bounds = [f"{metric}_{end}" for metric in METRICS for end in ("low", "high")]
     values = {
         name: np.full(shape, np.nan)
-        for name in ("score", "low", "high", *METRICS, *bounds, *COUNTS)
+        for name in ("score", "low", "high", *METRICS, *bounds, *COUNTS, *_CERTIFIED)
     }
     transductive = np.zeros((len(axes["bn_mode"]), len(axes["protocol"])), bool)
     for document in documents:
@@ -219,6 +237,9 @@ def _natural(name: str) -> list[tuple[int, int | str]]:
 def _numbers(document: Mapping[str, Any]) -> dict[str, float]:
     metrics = document["metrics"]
     found = {name: float(document[name]) for name in COUNTS}
+    for name in _CERTIFIED:
+        if name in document["certificate"]:
+            found[name] = float(document["certificate"][name])
     for name, ends in metrics.items():
         found[name] = ends["value"]
         found[f"{name}_low"], found[f"{name}_high"] = ends["low"], ends["high"]
@@ -288,14 +309,19 @@ def export(dataset: xr.Dataset, path: Path, *, form: str) -> None:
     ValueError
         The form is none of these.
     """
-    if form == "netcdf":
-        dataset.to_netcdf(path, engine="h5netcdf", invalid_netcdf=False)
-        return
-    table = dataset.to_dataframe().reset_index()
-    table = table[table["score"].notna()]
-    if form == "csv":
-        table.to_csv(path, index=False)
-    elif form == "parquet":
-        table.to_parquet(path, index=False)
-    else:
+    if form not in ("csv", "parquet", "netcdf"):
         raise ValueError(f"format must be csv, parquet or netcdf, got {form!r}")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        if form == "netcdf":
+            dataset.to_netcdf(partial, engine="h5netcdf", invalid_netcdf=False)
+        else:
+            table = dataset.to_dataframe().reset_index()
+            table = table[table["score"].notna()]
+            if form == "csv":
+                table.to_csv(partial, index=False)
+            else:
+                table.to_parquet(partial, index=False)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -21,12 +21,13 @@ from featstore import datasets as datasets_
 from featstore import models as models_
 from featstore import probes
 from featstore.backend import gpu_available, namespace
-from featstore.blocks import cpu_count, map_tasks
+from featstore.blocks import check_scheduler, cpu_count, map_tasks
 from featstore.errors import FeatStoreError, MissingFeaturesError
 from featstore.keys import BNMode, FeatureKey
 from featstore.models import ModelName
+from featstore.names import unknown
 from featstore.probes import Data, Measured, Task
-from featstore.results import Cell, record, refresh
+from featstore.results import Cell, mark_current, record, refresh
 from featstore.store import Features, Store
 
 log = logging.getLogger(__name__)
@@ -115,10 +116,10 @@ def probe(
     summary = Summary()
     if device == "auto":
         device = "cuda" if gpu_available() else "cpu"
-    namespace(device)  # refuses a device that is not there before any work is done
+    _check(device, scheduler, seeds, Path(results))
     jobs = list(
         _jobs(summary, models, datasets, names, [BNMode(m) for m in bn_modes], seeds,
-              Path(store), Path(results), device, overwrite)
+              Path(store).absolute(), Path(results).absolute(), device, overwrite)
     )  # fmt: skip
     if len(jobs) == 1:  # a lone job has all cores to itself: its blocks are mapped, not the jobs
         jobs, scheduler = [_Job(**{**vars(jobs[0]), "parallel": True})], "sync"
@@ -142,6 +143,19 @@ def probe(
     return summary
 
 
+def _check(device: str, scheduler: str, seeds: Sequence[int], results: Path) -> None:
+    """Refuse what cannot be before any work is done."""
+    try:
+        namespace(device)
+    except RuntimeError as error:  # a device that is not there
+        raise ValueError(str(error)) from error
+    check_scheduler(scheduler)
+    if min(seeds, default=0) < 0:
+        raise ValueError(f"seeds must be 0 or more, got {min(seeds)}")
+    if results.exists() and not results.is_dir():
+        raise FeatStoreError(f"{results} is a file. Give a folder for --results")
+
+
 def _jobs(
     summary: Summary,
     models: Sequence[str],
@@ -162,6 +176,7 @@ def _jobs(
         except FeatStoreError as error:
             summary.failed.append(Failure(str(key), str(error)))
             continue
+        mark_current(results, key.model, key.dataset, key.bn_mode, digest)
         for seed in seeds:
             cells = {p: Cell(key.model, key.dataset, key.bn_mode, p, seed, digest)
                      for p in protocols}  # fmt: skip
@@ -180,36 +195,77 @@ def _keys(
     modes: Sequence[BNMode],
     summary: Summary,
 ) -> list[FeatureKey]:
-    """Keys asked for; a model without BatchNorm stands under `eval` for every mode."""
+    """Keys asked for; a model without BatchNorm stands under `eval` for every mode.
+
+    What is asked for by name and not stored is a failure; `all` means all that is stored.
+    """
     stored = store.keys()
     if not stored:
         raise MissingFeaturesError(
             f"no features in {store.path}. Run: featstore extract -m MODEL -d DATASET"
         )
-    named_models = [str(ModelName.parse(m)) for m in models_.expand(models)]
-    named_sets = datasets_.expand(datasets)
-    found = [
-        key
-        for key in stored
-        if (not models or key.model in named_models)
-        and (not datasets or key.dataset in named_sets)
-        and (not modes or key.bn_mode in modes or _is_bn_free(store, key))
-    ]
-    for model in named_models or sorted({key.model for key in stored}):
-        for dataset in named_sets or sorted({key.dataset for key in stored}):
-            if (models or datasets) and not any(
-                key.model == model and key.dataset == dataset for key in found
-            ):
-                wanted = FeatureKey(model, dataset, modes[0] if modes else BNMode.EVAL)
-                try:
-                    store.open(wanted)
-                except MissingFeaturesError as error:
-                    summary.failed.append(Failure(str(wanted), str(error)))
+    there = {key.model for key in stored}, {key.dataset for key in stored}
+    named_models = _named("model", models, models_.expand, models_.catalogue(), there[0])
+    named_sets = _named("dataset", datasets, datasets_.expand, datasets_.catalogue(), there[1])
+    found = []
+    for model in named_models or sorted(there[0]):
+        for dataset in named_sets or sorted(there[1]):
+            pair = [k for k in stored if (k.model, k.dataset) == (model, dataset)]
+            free = [key for key in pair if _is_bn_free(store, key)]
+            found += free or [key for key in pair if not modes or key.bn_mode in modes]
+            missing: list[BNMode] = []
+            if pair and not free:
+                missing = [mode for mode in modes if mode not in {key.bn_mode for key in pair}]
+            elif not pair and named_models and named_sets:
+                missing = list(modes) or [BNMode.EVAL]
+            for mode in missing:
+                _fail_missing(store, FeatureKey(model, dataset, mode), summary)
+    if not (named_models and named_sets):
+        for flag, name in [*(("-m", m) for m in named_models), *(("-d", d) for d in named_sets)]:
+            if not any(name in (key.model, key.dataset) for key in stored):
+                other = "-d DATASET" if flag == "-m" else "-m MODEL"
+                summary.failed.append(
+                    Failure(name, f"nothing stored. Run: featstore extract {flag} {name} {other}")
+                )
     return found
 
 
+def _named(
+    kind: str,
+    names: Sequence[str],
+    expand: Callable[[Iterable[str]], list[str]],
+    catalogue: Iterable[str],
+    stored: Iterable[str],
+) -> list[str]:
+    """Names asked for, none if `all` is among them.
+
+    Raises
+    ------
+    UnknownNameError
+        It is a word of no catalogue that nothing is stored under.
+    """
+    if "all" in names:
+        return []
+    known = {*catalogue, *stored}
+    wanted = expand(names)
+    for name in wanted:
+        plain = str(ModelName.parse(name).base) if kind == "model" else name
+        if ":" not in plain and plain not in known and name not in known:
+            raise unknown(kind, name, known, "featstore ls lists what is stored")
+    return wanted
+
+
+def _fail_missing(store: Store, key: FeatureKey, summary: Summary) -> None:
+    try:
+        store.open(key)
+    except FeatStoreError as error:
+        summary.failed.append(Failure(str(key), str(error)))
+
+
 def _is_bn_free(store: Store, key: FeatureKey) -> bool:
-    return any(bool(split.attrs["model"]["bn_free"]) for split in store.splits(key))
+    return any(
+        bool(split.attrs["model"]["bn_free"]) for split in store.splits(key) if not split.damaged
+    )
 
 
 @contextmanager

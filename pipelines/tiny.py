@@ -35,8 +35,6 @@ def main() -> None:
         ["tiny"],
         bn_modes=["eval", "adapt"],
         store=out / "features.zarr",
-        dtype="float32",
-        batch_size=256,
         device="cpu",  # GPUs round otherwise; these figures are compared between machines
     )
     print(
@@ -90,13 +88,15 @@ def print_ranking(results: xr.Dataset) -> None:
     """Models by their mean rank over protocols, early checkpoints and the floor marked."""
     ranking = featstore.rank_models(results)
     shown = [p for p in ("knn-marks", "logreg", "linear-marks-1view") if p in ranking.protocol]
-    print("\nmean score over the datasets, BN mode eval, in %")
-    print(f"{'':3} {'model':30} {'stage':7}" + "".join(f"{p:>20}" for p in shown))
+    print("\nRanking by mean rank over all datasets and protocols, BN mode eval; mean scores of")
+    print("three protocols in %. Early checkpoints and random weights take no place.")
+    print(f"{'':3} {'model':30}{'stage':8}{'rank':>6}" + "".join(f"{p:>20}" for p in shown))
     for name in ranking.model.values:
         row = ranking.sel(model=name)
         place = "" if row.place.isnull() else f"{int(row.place)}"
         scores = "".join(f"{100 * float(row.score.sel(protocol=p)):20.1f}" for p in shown)
-        print(f"{place:>3} {name!s:30} {row.stage.item()!s:7}{scores}")
+        rank = float(row.mean_rank)
+        print(f"{place:>3} {name!s:30}{row.stage.item()!s:8}{rank:6.1f}{scores}")
 
 
 def print_correlations(results: xr.Dataset, models: str) -> None:
@@ -104,8 +104,10 @@ def print_correlations(results: xr.Dataset, models: str) -> None:
     between = featstore.correlate_protocols(results, models=models, by_dataset=False)
     domains = featstore.correlate_domains(results, models=models)
     kept = "all models" if models == "all" else "without early checkpoints and the random floor"
-    print(f"\nPearson's r over models, mean over datasets ({kept}, n = {int(between.n.max())})")
-    print(f"{'':24}{'with logreg':>26}{'digits -> other sets':>28}")
+    print(f"\nPearson's r over models, with 95 % interval ({kept}, n = {int(between.n.max())}):")
+    print("of a protocol with logreg, mean over the datasets; and of its scores on digits with")
+    print("those on another dataset, mean over the six others")
+    print(f"{'':24}{'with logreg':>26}{'digits with another':>28}")
     for protocol in between.protocol.values:
         with_logreg = between.sel(protocol=protocol, other="logreg")
         across = domains.sel(protocol=protocol)

@@ -156,10 +156,56 @@ def refused(found, status, *parts):
         (["protocols", "logregg"], ["unknown protocol", "logreg"]),
         (["models", "tiny-vit"], ["unknown model"]),
         (["why", "just two"], ["MODEL DATASET BN_MODE"]),
+        (["extract", "-m", "tiny", "-d", "digits", "--device", "gpu"], ["auto, cpu or cuda:N"]),
+        (["extract", "-m", "tiny", "-d", "folder:"], ["folder: names no folder"]),
+        (["probe", "--scheduler", "nonsense"], ["scheduler must be", "got 'nonsense'"]),
+        (["probe", "--scheduler", "local:0"], ["scheduler must be"]),
+        (["probe", "--device", "gpu"], ["device must be cpu, cuda or cuda:N"]),
+        (["probe", "--seed", "-1"], ["seeds must be 0 or more"]),
+        (["probe", "-p", "knn-marks+metric=x"], ["metric must be one of"]),
+        (["probe", "-p", "ridge+normalisation=bn"], ["normalisation must be one of"]),
+        (["probe", "-p", "logreg+held_out=0.9"], ["held_out must lie in"]),
+        (["probe", "-p", "linear-marks-1view+epochs=0"], ["epochs and batch_size"]),
     ],
 )  # fmt: skip
 def test_wrong_words_are_refused_with_status_2(run, arguments, parts):
     refused(run(*arguments), 2, *parts)
+
+
+def test_places_that_are_files_or_absent_are_named(run, photos, tmp_path):
+    (tmp_path / "afile").touch()
+    refused(run(*EXTRACT, "--store", "afile"), 1, "afile is a file, not a store")
+    refused(run("probe", "--results", "afile"), 1, "afile is a file", "--results")
+    refused(run("verify", "--store", "nowhere"), 1, "no store at nowhere")
+    refused(run("report", "--results", "nowhere"), 1, "no results in nowhere", "featstore probe")
+    assert run(*EXTRACT)[0] == 0
+    assert run("probe", "-p", "knn-marks")[0] == 0
+    refused(run("export", "--out", "no/such/folder/x.csv"), 1, "no/such/folder")
+    refused(run("probe", "-m", "tiny-vit-randon"), 2, "unknown model", "tiny-vit-random")
+
+
+def test_a_damaged_split_is_listed_and_can_be_removed(run, photos, tmp_path):
+    assert run(*EXTRACT)[0] == 0
+    document = next((tmp_path / "data" / "features.zarr").glob("*/*/*/train/zarr.json"))
+    document.write_text("{")
+    assert "damaged" in run("ls")[1]
+    status, out, _ = run("verify")
+    assert status == 1
+    assert "its zarr.json cannot be read" in out
+    assert run("rm", "tiny-vit-random folder:photos eval", "--yes")[0] == 0
+    assert run(*EXTRACT)[0] == 0
+    assert run("verify")[0] == 0
+
+
+def test_weights_of_ones_own_do_not_pass_for_the_catalogues(run, photos, tmp_path):
+    state = featstore.create_backbone("tiny-vit", seed=5).state_dict()
+    save_file(state, tmp_path / "mine.safetensors")
+    assert run("extract", "-m", "tiny-vit-simclr", "-d", "folder:photos",
+               "--weights", "mine.safetensors")[0] == 0  # fmt: skip
+    (key,) = featstore.Store("data/features.zarr").keys()
+    assert key.model == "tiny-vit-simclr~mine"
+    split = next(featstore.Store("data/features.zarr").splits())
+    assert split.attrs["model"]["family"] == ""
 
 
 def test_a_folder_that_is_absent_empty_or_lacks_images_is_named(run, tmp_path):
@@ -238,14 +284,14 @@ def test_probing_what_is_not_or_half_extracted_says_what_to_run(run, photos):
 def test_half_extracted_features_say_how_far_they_came(run, photos):
     assert run(*EXTRACT, "--chunk-rows", "8")[0] == 0
     place = next(Path("data/features.zarr").glob("*/*/*/test"))
-    for document in (place / "zarr.json",):
-        content = json.loads(document.read_text())
-        del content["attributes"]["complete"]
-        document.write_text(json.dumps(content))
+    document = place / "zarr.json"
+    content = json.loads(document.read_text())
+    del content["attributes"]["complete"]
+    document.write_text(json.dumps(content))
     (place / "chunk_digest" / "c" / "0").unlink()
     status, _, err = run("probe", "-p", "knn-marks")
     assert status == 1
-    assert "test stopped at row 22 of 30" in err or "eval test" in err
+    assert "eval test (stopped at row 22 of 30)" in err
 
 
 def test_a_cell_that_cannot_be_filled_fails_alone(run, photos):

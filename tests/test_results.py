@@ -1,6 +1,5 @@
 """Records and the Dataset they make, against the numbers that were recorded."""
 
-import json
 import multiprocessing
 import subprocess
 import sys
@@ -13,7 +12,15 @@ import xarray as xr
 
 import featstore
 from featstore.errors import CorruptStoreError, FeatStoreError, StoreMismatchError
-from featstore.results import Cell, export, outcomes_of, record, records, refresh
+from featstore.results import (
+    Cell,
+    export,
+    mark_current,
+    outcomes_of,
+    record,
+    records,
+    refresh,
+)
 
 
 def facts(value, *, metric="top1", bn_free=False, source="photos", transductive=False):
@@ -98,13 +105,12 @@ def test_transductive_cells_are_marked(tmp_path):
     assert not bool(found.sel(protocol="knn-marks"))
 
 
-def test_of_other_features_the_newest_counts(tmp_path):
-    put(tmp_path / "r", 0.5, digest="a" * 64)
-    later = put(tmp_path / "r", 0.8, digest="b" * 64)
-    path = later.path(tmp_path / "r")
-    document = json.loads(path.read_text()) | {"created": "2999-01-01T00:00:00Z"}
-    path.write_text(json.dumps(document))
-    assert float(featstore.open_results(tmp_path / "r").score.max()) == 0.8
+def test_only_cells_of_the_features_last_probed_count(tmp_path):
+    for digest, value in (("a" * 64, 0.5), ("b" * 64, 0.8)):
+        put(tmp_path / "r", value, digest=digest)
+    for digest, value in (("b" * 64, 0.8), ("a" * 64, 0.5)):
+        mark_current(tmp_path / "r", "m", "d", "eval", digest)
+        assert float(featstore.open_results(tmp_path / "r").score.max()) == value
     assert len(list(records(tmp_path / "r"))) == 2
 
 

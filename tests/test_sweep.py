@@ -114,11 +114,17 @@ def test_seeds_are_cells_of_their_own(store, tmp_path):
 def test_features_extracted_anew_make_the_cell_missing(store, tmp_path):
     own = tmp_path / "own.zarr"
     options = {"store": own, "results": tmp_path / "r", "scheduler": "sync"}
-    for precision in ("fp32", "bf16"):
+    scores = []
+    for precision, filled in (("fp32", 1), ("bf16", 1), ("fp32", 0)):
         featstore.extract(["tiny-vit-random"], ["digits-blur"], store=own, precision=precision,
                           overwrite=True)  # fmt: skip
-        assert featstore.probe(protocols=["ridge"], **options).filled == 1
+        assert featstore.probe(protocols=["ridge"], **options).filled == filled
+        scores.append(float(featstore.open_results(tmp_path / "r").top5.max()))
     assert len(list(records(tmp_path / "r"))) == 2
+    digests = {d["features"]: d["metrics"]["top5"]["value"] for d in records(tmp_path / "r")}
+    features = Store(own).open(FeatureKey("tiny-vit-random", "digits-blur", BNMode.EVAL))
+    # back at the first features, their cell counts again, though another was recorded later
+    assert scores[2] == scores[0] == digests[features.digest("train", "test")]
 
 
 def test_an_empty_store_and_unknown_protocols_are_refused(store, tmp_path):

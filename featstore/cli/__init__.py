@@ -34,6 +34,8 @@ def main() -> None:
         _fail(str(error), 2)
     except FeatStoreError as error:
         _fail(str(error), 1)
+    except OSError as error:  # a full disk; a place that may not be read or written
+        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     except InterruptedRunError:
         _fail("interrupted; all that was committed is kept, the same command goes on", 130)
 

@@ -64,4 +64,5 @@ def _options(
 ) -> None:
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING
     logging.basicConfig(format="featstore: %(message)s", level=logging.ERROR, stream=sys.stderr)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its remarks itself
     logging.getLogger("featstore").setLevel(level)

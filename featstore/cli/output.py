@@ -29,7 +29,9 @@ def report(
 @app.command(epilog="Example: featstore export --format csv --out cells.csv")
 def export(
     out: Annotated[Path, typer.Option(help="file to write")],
-    form: Annotated[str, typer.Option("--format", help="csv, parquet or netcdf")] = "csv",
+    form: Annotated[
+        str, typer.Option("--format", help="csv, parquet or netcdf [default: by the file's name]")
+    ] = "",
     results: ResultsPath = RESULTS,
     seeds: Annotated[bool, typer.Option(help="a row for each seed, not their mean")] = False,
 ) -> None:
@@ -37,5 +39,6 @@ def export(
     from featstore.results import export as write
     from featstore.results import open_results
 
+    form = form or {".parquet": "parquet", ".nc": "netcdf"}.get(out.suffix, "csv")
     write(open_results(results, seeds=seeds), out, form=form)
     typer.echo(f"wrote {out}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +19,11 @@ from featstore.cli.options import (
     app,
 )
 from featstore.cli.terminal import table
+from featstore.errors import MissingFeaturesError
 from featstore.keys import FeatureKey
+
+if TYPE_CHECKING:
+    from featstore.store import Split
 
 
 @app.command("ls", epilog="Example: featstore ls -d digits")
@@ -31,16 +36,18 @@ def list_store(
     """List what is stored: splits, rows, features, and whether they are finished."""
     from featstore.store import Store
 
+    if model or dataset:
+        from featstore import datasets as datasets_
+        from featstore.models import names as models_
+
+        model, dataset = models_.expand(model), datasets_.expand(dataset)
     rows = [
         {
             "model": split.key.model,
             "dataset": split.key.dataset,
             "bn_mode": split.key.bn_mode.value,
             "split": split.name,
-            "rows": split.shape[0],
-            "features": split.shape[1],
-            "dtype": str(split.embedding.dtype),
-            "state": "complete" if split.complete else f"{split.rows_done} rows done",
+            **_state(split),
         }
         for split in Store(store).splits()
         if (not model or split.key.model in model) and (not dataset or split.key.dataset in dataset)
@@ -58,6 +65,8 @@ def verify(store: StorePath = STORE, as_json: AsJson = False) -> None:
     """Read every byte of the store again and check it; exit status 1 if anything is wrong."""
     from featstore.store import Store
 
+    if not store.is_dir():
+        raise MissingFeaturesError(f"no store at {store}. Give its place with --store")
     checked, faults = 0, []
     for split in Store(store).splits():
         checked += 1
@@ -90,7 +99,7 @@ def why(
 
     options = Options(batch_size, precision, dtype, codec, chunk_rows)
     found = stored_against_now(
-        FeatureKey.parse(key), store=store, data_root=data_root, weights=weights, options=options
+        _find(store, key), store=store, data_root=data_root, weights=weights, options=options
     )
     if as_json:
         typer.echo(json.dumps(found))
@@ -111,7 +120,7 @@ def remove(
     """Delete stored features; results that were made of them stay."""
     from featstore.store import Store
 
-    opened, wanted = Store(store), FeatureKey.parse(key)
+    opened, wanted = Store(store), _find(store, key)
     splits = list(opened.splits(wanted))
     if not splits:
         opened.open(wanted)  # raises, and says what is there
@@ -119,3 +128,24 @@ def remove(
         typer.confirm(f"Delete {len(splits)} splits of {wanted} from {store}?", abort=True)
     opened.remove(wanted)
     typer.echo(f"deleted {len(splits)} splits of {wanted}")
+
+
+def _find(store: Path, text: str) -> FeatureKey:
+    """The stored key that is printed like this; names of files and folders may hold spaces."""
+    from featstore.store import Store
+
+    stored = {str(key): key for key in [*Store(store).keys()]}
+    return stored[text] if text in stored else FeatureKey.parse(text)
+
+
+def _state(split: Split) -> dict[str, Any]:
+    """Size and state of a stored split; a damaged one is listed, so that it can be removed."""
+    if split.damaged:
+        return {"rows": 0, "skipped": 0, "features": 0, "dtype": "", "state": "damaged"}
+    return {
+        "rows": split.shape[0],
+        "skipped": int((~split.valid).sum()) if split.complete else 0,
+        "features": split.shape[1],
+        "dtype": str(split.embedding.dtype),
+        "state": "complete" if split.complete else f"{split.rows_done} rows done",
+    }

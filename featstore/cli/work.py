@@ -52,7 +52,7 @@ def extract(
     codec: Annotated[str, typer.Option(help="none, zstd or bitround:N (lossy)")] = "none",
     chunk_rows: Annotated[int, typer.Option(help="most rows in a chunk")] = 2048,
     download: Annotated[bool, typer.Option(help="fetch datasets that are missing")] = False,
-    overwrite: Annotated[bool, typer.Option(help="replace what is stored")] = False,
+    overwrite: Annotated[bool, typer.Option(help="delete what is stored first")] = False,
     skip_errors: Annotated[
         bool, typer.Option(help="mask images that cannot be read, and count them")
     ] = False,

@@ -77,6 +77,8 @@ def split_transform(name: str) -> tuple[str, str]:
         No transform has that name.
     """
     base, mark, transform = name.rpartition("@")
+    if name == "folder:":
+        raise UnknownNameError("folder: names no folder. Write folder:PATH")
     folder = name.startswith("folder:")
     if not mark or (folder and transform not in TRANSFORMS):
         base, transform = name, "own"  # a folder's path may hold an @ of its own

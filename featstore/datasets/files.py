@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,14 @@ class FileImages:
         path = self.paths[position]
         try:
             with Image.open(path) as image:
+                if image.mode.startswith("I;16"):  # Pillow would cut all above 255 to white
+                    grey = np.asarray(image).astype(np.uint16) >> 8
+                    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+                if image.mode in ("I", "F"):
+                    raise BadImageError(
+                        f"{path} has {image.mode} pixels of no known range. Save it with 8 or 16 "
+                        f"bits, or go on without it by --skip-errors"
+                    )
                 if image.mode == "P" and "transparency" in image.info:
                     return image.convert("RGBA").convert("RGB")  # straight to RGB, Pillow warns
                 return image.convert("RGB")
@@ -59,12 +68,25 @@ class FileImages:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Image files below a folder, by extension, sorted by path; others are named in the log."""
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
-    )
+    """Image files below a folder, by extension, sorted by path; others are named in the log.
+
+    Raises
+    ------
+    BadImageError
+        A folder below it may not be read, or a link leads nowhere.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise BadImageError(f"{error.filename} cannot be read ({error.strerror})") from error
+
+    files = []
+    for place, folders, found in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(place, name) for name in found if not name.startswith(".")]
+    files.sort()
+    broken = [path for path in files if not path.exists()]
+    if broken:
+        raise BadImageError(f"{broken[0]} is a link that leads nowhere. Mend it or remove it")
     other = [path for path in files if path.suffix.lower() not in EXTENSIONS]
     if other:
         names = ", ".join(str(path) for path in other[:3])
@@ -136,6 +158,8 @@ def load_folder(dataset: str, root: Path) -> dict[str, ImageSplit]:
     if "test" not in found and "val" in found:
         log.warning("%s has no test/: its val/ is scored as test", root)
         found["test"] = found.pop("val")
+    if "test" not in found:
+        log.warning("%s has neither test/ nor val/: it can be embedded, not scored", root)
     classes = {name: _read_classes(folder) for name, folder in found.items()}
     categories = sorted(classes["train"])
     for name, members in classes.items():

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -106,8 +107,12 @@ def extract(
         An option is out of its range.
     """
     options = Options(batch_size, precision, dtype, codec, chunk_rows)
-    _check_options(options)
     modes = [BNMode(mode) for mode in bn_modes]
+    _check_options(options, modes)
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
+    if re.match(r"random\d", variant):
+        raise ValueError(f"variant {variant!r} would read as random weights; use another name")
     target = choose_device(device)
     loaded = [load_dataset(name, data_root=data_root, download=download)
               for name in datasets_.expand(datasets)]  # fmt: skip
@@ -171,7 +176,9 @@ def stored_against_now(
     return differences
 
 
-def _check_options(options: Options) -> None:
+def _check_options(options: Options, modes: Sequence[BNMode]) -> None:
+    if set(modes) != {BNMode.EVAL} and options.batch_size < 2:
+        raise ValueError("batch_size must be at least 2 where BatchNorm takes its statistics")
     if options.batch_size < 1 or options.chunk_rows < 1:
         raise ValueError("batch_size and chunk_rows must be at least 1")
     if options.dtype not in ("float16", "float32"):

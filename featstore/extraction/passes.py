@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ from featstore.errors import BadEmbeddingError, FeatStoreError
 from featstore.extraction.loader import batches_of, decode, row_order
 from featstore.models import Encoder
 from featstore.store import SplitWriter
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, images done and images in all."""
@@ -167,12 +170,14 @@ def _one_round(
     label = f"{images.dataset} {images.name}"
     pin = any(station.encoder.device.type == "cuda" for station in stations)
     with _Writing() as writing:
-        for pixels, valid, _ in decode(
+        for pixels, valid, errors in decode(
             images, order, transform, _Once(claim_and_list()),
             num_workers=num_workers, skip_errors=skip_errors, pin=pin,
         ):  # fmt: skip
             work, batch = plan.popleft()
             _embed(work, pixels, valid)
+            for error in errors:
+                log.warning("skipped: %s", error)
             if batch.stop == work.rows.stop:
                 _check(work, images, order)
                 writing.submit(work)

@@ -112,4 +112,9 @@ def choose_device(device: str) -> torch.device:
         return torch.device("cuda" if available else "cpu")
     if device.startswith("cuda") and not available:
         raise ValueError(f"device {device} is not there: PyTorch sees no GPU. Use --device cpu")
+    kind, _, number = device.partition(":")
+    if device != "cpu" and (kind != "cuda" or not (number or "0").isdecimal()):
+        raise ValueError(f"device must be auto, cpu or cuda:N, got {device!r}")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device} is not there: PyTorch sees {torch.cuda.device_count()}")
     return torch.device(device)

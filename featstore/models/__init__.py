@@ -80,7 +80,8 @@ def load_model(name: str, *, weights: str = "pretrained", seed: int = 0) -> Mode
     Parameters
     ----------
     name : catalogue name, `timm:NAME` or `file:PATH#arch=NAME`; a site or variant plays no part
-    weights : `pretrained`, `random` (initialised from `seed`) or the path of a weights file
+    weights : `pretrained`, `random` (initialised from `seed`; the name then ends in `~randomSEED`)
+        or the path of a weights file (the name then ends in `~` and the file's stem)
 
     Raises
     ------
@@ -121,6 +122,12 @@ def load_model(name: str, *, weights: str = "pretrained", seed: int = 0) -> Mode
             parsed = replace(parsed, variant=f"random{seed}").with_variant(parsed.variant)
         info |= dict.fromkeys(("family", "method", "stage"), "random")
         info |= {"lineage": f"{parsed.base} random{seed}", "pretraining": []}
+    elif weights != "pretrained":  # nor is a file of the user's what the catalogue describes
+        stem = Path(weights).stem
+        if parsed.variant.partition("-")[0] != stem:
+            parsed = replace(parsed, variant=stem).with_variant(parsed.variant)
+        info |= dict.fromkeys(("family", "method", "stage"), "")
+        info |= {"lineage": f"{parsed.base} {stem}", "pretraining": []}
     return Model(
         name=str(replace(parsed, site="")),
         arch=entry.arch,

@@ -37,7 +37,7 @@ class Measured:
     Attributes
     ----------
     metrics : name -> value, low and high (95 %; None where there is no interval)
-    outcomes : per test row: label, top5, top5_score, rank and margin
+    outcomes : per test row: index (in the dataset), label, top5, top5_score, rank and margin
     certificate : what the fit says of itself ; seconds : of this protocol
     """
 
@@ -67,7 +67,10 @@ def get(name: str) -> Protocol:
             raise UnknownNameError(
                 f"{base} has no setting {setting!r}; it has {', '.join(sorted(known))}"
             )
-        protocol = replace(protocol, name=name, **{setting: _parse(protocol, setting, text)})
+        try:
+            protocol = replace(protocol, name=name, **{setting: _parse(protocol, setting, text)})
+        except ValueError as error:
+            raise UnknownNameError(f"{name}: {error}") from None
     return protocol
 
 
@@ -107,6 +110,8 @@ def run(
             measured = measure(protocol, task, started)
         except FeatStoreError as error:
             yield protocol, error
+        except (ValueError, RuntimeError) as error:  # of a kernel, such as no memory left
+            yield protocol, ProbeError(f"{protocol.name}: {error}")
         else:
             yield protocol, measured
 
@@ -179,7 +184,7 @@ def _outcomes(fitted: Fitted, task: Task) -> dict[str, np.ndarray]:
             }
         )
     kept = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return {"label": task.test.labels, **kept}
+    return {"index": task.test.index, "label": task.test.labels, **kept}
 
 
 def _as_float32(values: np.ndarray) -> np.ndarray:

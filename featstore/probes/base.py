@@ -11,8 +11,12 @@ import numpy as np
 from featstore.backend import Array, to_device
 from featstore.blocks import ArrayBlock, Block, Rows, stored_blocks
 from featstore.errors import ProbeError
-from featstore.kernels.scale import block_moments, zscore
+from featstore.kernels.scale import block_moments, l2_normalise, zscore
 from featstore.store import Split
+
+_BLOCK_ROWS = 2048  # of arrays in memory
+
+NORMALISATIONS = ("none", "l2", "zscore", "zscore-own")
 
 HOLD_BYTES = 2 * 2**30
 """A probe that reads its rows many times keeps them in memory up to this size."""
@@ -25,6 +29,7 @@ class Data:
     Attributes
     ----------
     blocks : the rows, in order ; sizes : rows in each block
+    index : (n,) int64 position of each row in the dataset
     labels : (n,) int64 of all rows, in order
     mean, variance : (d,) float64, ddof 0
     n_skipped : samples of the split that have no features
@@ -32,6 +37,7 @@ class Data:
 
     blocks: Sequence[Block]
     sizes: Sequence[int]
+    index: np.ndarray
     labels: np.ndarray
     mean: np.ndarray
     variance: np.ndarray
@@ -44,6 +50,7 @@ class Data:
         return cls(
             stored_blocks(split),
             [int(split.valid[s.start : s.stop].sum()) for s in spans],
+            split.array("index")[split.valid],
             split.label[split.valid],
             split.array("mean"),
             split.array("variance"),
@@ -52,7 +59,7 @@ class Data:
 
     @classmethod
     def of_arrays(cls, features: np.ndarray, labels: np.ndarray) -> Data:
-        """(n, d) finite features and (n,) labels in memory, as one block.
+        """(n, d) finite features and (n,) labels in memory.
 
         Raises
         ------
@@ -68,7 +75,15 @@ class Data:
             raise ValueError("features must be finite, and some are NaN or infinite")
         labels = labels.astype(np.int64)
         n, mean, m2 = block_moments(features.astype(np.float64), xp=np)
-        return cls([ArrayBlock(features, labels)], [n], labels, mean, m2 / max(n, 1))
+        spans = [slice(i, min(i + _BLOCK_ROWS, n)) for i in range(0, n, _BLOCK_ROWS)]
+        return cls(
+            [ArrayBlock(features[span], labels[span]) for span in spans],
+            [span.stop - span.start for span in spans],
+            np.arange(n),
+            labels,
+            mean,
+            m2 / max(n, 1),
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -136,6 +151,7 @@ class Prepared:
     ----------
     mean, variance : (d,) of the normalisation, or None for none
     rows : positions to take, or None for all
+    unit : divide rows by their norm
     """
 
     block: Block
@@ -143,6 +159,7 @@ class Prepared:
     mean: np.ndarray | None = None
     variance: np.ndarray | None = None
     rows: np.ndarray | None = None
+    unit: bool = False
 
     def read(self) -> Rows:
         """Features (n, d) float64 and labels (n,), both on the device."""
@@ -153,6 +170,8 @@ class Prepared:
         if self.mean is not None and self.variance is not None:
             mean, variance = to_device(self.mean, self.xp), to_device(self.variance, self.xp)
             x = zscore(x, mean, variance, xp=self.xp)
+        if self.unit:
+            x = l2_normalise(x, xp=self.xp)
         return x, to_device(labels, self.xp)
 
 
@@ -173,6 +192,7 @@ def prepared(
             mean,
             variance,
             None if keep is None else np.flatnonzero(keep[edges[i] : edges[i + 1]]),
+            unit=normalisation == "l2",
         )
         for i, block in enumerate(data.blocks)
     ]
@@ -220,6 +240,13 @@ class Protocol:
     source: str = ""
     probabilities: bool = True
     kind: str = ""
+
+    def __post_init__(self) -> None:
+        if self.normalisation not in NORMALISATIONS:
+            raise ValueError(
+                f"normalisation must be one of {', '.join(NORMALISATIONS)}, "
+                f"got {self.normalisation!r}"
+            )
 
     @property
     def transductive(self) -> bool:

@@ -10,6 +10,7 @@ from featstore.backend import Array, to_device
 from featstore.blocks import reduce_blocks
 from featstore.errors import ProbeError
 from featstore.kernels.neighbours import (
+    METRICS,
     Neighbours,
     inverse_distance_weights,
     merge_nearest,
@@ -18,8 +19,6 @@ from featstore.kernels.neighbours import (
     votes,
 )
 from featstore.probes.base import Data, Fitted, Prepared, Protocol, Task, prepared
-
-_QUERIES = 2048  # test rows searched at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +38,21 @@ class KNN(Protocol):
     temperature: float = 0.07
     kind: str = "knn"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.metric not in METRICS:
+            raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
+        if self.weighting not in ("distance", "softmax"):
+            raise ValueError(f"weighting must be distance or softmax, got {self.weighting!r}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+
     def fit(self, task: Task) -> Fitted:
         """Scorer by neighbour lists; log of each category's share of the vote."""
         if not 1 <= self.k <= len(task.train):
             raise ProbeError(
                 f"k must lie in 1..{len(task.train)} (rows of the train split), got {self.k} of "
-                f"{self.name}; use a protocol of smaller k, or -p {self.name}+k=N"
+                f"{self.name}; use a protocol of smaller k, or -p {self.name.partition('+')[0]}+k=N"
             )
         bank = list(
             zip(_starts(task.train), prepared(task, task.train, self.normalisation), strict=True)

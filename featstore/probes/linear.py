@@ -35,6 +35,12 @@ class LinearSGD(Protocol):
     head_bn: bool = False
     kind: str = "linear"
 
+    def __post_init__(self) -> None:
+        if self.normalisation != ("bn" if self.head_bn else "none"):
+            raise ValueError("normalisation is `bn` with head_bn, else `none`")
+        if min(self.epochs, self.batch_size) < 1 or self.warmup < 0:
+            raise ValueError("epochs and batch_size must be at least 1, warmup at least 0")
+
     def fit(self, task: Task) -> Fitted:
         """Scorer by log-probabilities."""
         device = torch.device(task.device)

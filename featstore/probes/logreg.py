@@ -27,8 +27,8 @@ class LogisticRegression(Protocol):
     Attributes
     ----------
     log10_c : ascending grid of C = 10**x, C as in scikit-learn; the smallest of the best wins
-    held_out : share of train, stratified and seeded, on which C is chosen by top-1; the model is
-        then fitted again on all of train
+    held_out : share of train (every n-th row, n = 1 / share rounded), stratified and seeded, on
+        which C is chosen by top-1; the model is then fitted again on all of train
     path_tolerance, path_iterations : a fit made to choose C ends at this certified excess of the
         objective over the optimum, or after so many iterations; it starts from the C before
     tolerance, max_iterations : the same of the final fit; its certificate is recorded
@@ -41,6 +41,11 @@ class LogisticRegression(Protocol):
     tolerance: float = 1e-4
     max_iterations: int = 2000
     kind: str = "linear"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.held_out <= 0.5:
+            raise ValueError(f"held_out must lie in 0..0.5, got {self.held_out}")
 
     def fit(self, task: Task) -> Fitted:
         """Scorer by log-probabilities."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,14 @@ class Split:
         return n, d
 
     @property
+    def damaged(self) -> bool:
+        """Whether its metadata cannot even be read."""
+        try:
+            return not isinstance(self.attrs, dict)
+        except CorruptStoreError:
+            return True
+
+    @property
     def complete(self) -> bool:
         """Whether every chunk was written and checked."""
         return "complete" in self.attrs
@@ -185,11 +193,13 @@ class Features:
 
     key: FeatureKey
     splits: Mapping[str, Split]
+    unfinished: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Split:
         if name not in self.splits:
             raise MissingFeaturesError(
-                f"no finished features for {self.key} {name}. "
+                f"no finished features for {self.key} {name} "
+                f"({self.unfinished.get(name, 'nothing there')}). "
                 f"Run: featstore extract -m {self.key.model} -d {self.key.dataset} "
                 f"--bn-mode {self.key.bn_mode} --split {name}"
             )
@@ -211,6 +221,10 @@ class Store:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise StoreMismatchError(
+                f"{self.path} is a file, not a store. Give a folder for --store"
+            )
         if (self.path / "zarr.json").exists():
             found = zarr.open_group(self.path, mode="r").attrs.get("featstore_format")
             if found != FORMAT_VERSION:
@@ -227,7 +241,7 @@ class Store:
             split = Split(
                 str(self.path), FeatureKey.from_path(f"{model}/{dataset}/{bn_mode}"), name
             )
-            if "recipe" in split.attrs:  # else its creation was cut off, and it holds nothing
+            if split.damaged or "recipe" in split.attrs:  # else its creation was cut off
                 yield split
 
     def keys(self) -> list[FeatureKey]:
@@ -244,28 +258,26 @@ class Store:
         """
         found = {split.name: split for split in self.splits(key)}
         finished = {name: split for name, split in found.items() if split.complete}
+        unfinished = {
+            name: f"stopped at row {split.rows_done} of {split.shape[0]}"
+            for name, split in found.items()
+            if not split.complete
+        }
         if not finished:
-            state = (
-                "nothing there"
-                if not found
-                else ", ".join(
-                    f"{name} stopped at row {split.rows_done} of {split.shape[0]}"
-                    for name, split in found.items()
-                )
-            )
+            state = ", ".join(f"{n} {how}" for n, how in unfinished.items()) or "nothing there"
             raise MissingFeaturesError(
                 f"no finished features for {key} in {self.path} ({state}). Run: featstore extract "
                 f"-m {key.model} -d {key.dataset} --bn-mode {key.bn_mode}"
             )
-        return Features(key, finished)
+        return Features(key, finished, unfinished)
 
     def remove(self, key: FeatureKey, split: str | None = None) -> None:
         """Delete a key's features, or one split of them."""
-        for found in list(self.splits(key)):
-            if split in (None, found.name):
+        for document in sorted((self.path / key.path).glob("*/zarr.json")):
+            if split in (None, document.parent.name):
                 # Metadata first: cut off here, what is left is seen as never created.
-                (found.path / "zarr.json").unlink()
-                shutil.rmtree(found.path)
+                document.unlink()
+                shutil.rmtree(document.parent)
         for parent in (self.path / key.path, *Path(self.path / key.path).parents[:2]):
             if parent.is_dir() and not any(child.is_dir() for child in parent.iterdir()):
                 shutil.rmtree(parent)

@@ -5,6 +5,7 @@ Whatever a crash leaves behind is thereby known to be unfinished, and nothing ne
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import warnings
@@ -17,8 +18,9 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.dtype import VariableLengthUTF8
+from zarr.errors import ContainsGroupError
 
-from featstore.errors import StoreMismatchError
+from featstore.errors import BadEmbeddingError, StoreMismatchError
 from featstore.kernels.scale import block_moments, merge_moments
 from featstore.keys import FORMAT_VERSION, FeatureKey, Recipe, encode_part
 from featstore.store.claims import Claim, acquire, clear
@@ -76,6 +78,9 @@ class SplitWriter:
     def claim(self, chunk: int) -> bool:
         """Whether this process may write the chunk: no other living one is at it."""
         claim = acquire(self._claim_folder, str(chunk))
+        if claim and self._group["chunk_digest"][chunk]:
+            claim.path.unlink(missing_ok=True)  # another wrote it meanwhile
+            return False
         if claim:
             self._claims[str(chunk)] = claim
         return claim is not None
@@ -95,6 +100,11 @@ class SplitWriter:
         span = self.split.span(chunk)
         group = self._group
         stored = round_rows(rows, dtype=str(self.split.embedding.dtype), codec=self.codec)
+        if not np.isfinite(stored).all():
+            raise BadEmbeddingError(
+                f"{self.split} chunk {chunk}: rounding by {self.codec} overflows {stored.dtype}. "
+                f"Use --dtype float32 or another --codec"
+            )
         group["embedding"][span.start : span.stop] = stored
         group["valid"][span.start : span.stop] = valid
         # Last: from here on the chunk counts as written, and a crash before repeats it.
@@ -197,11 +207,14 @@ def create(
 
 
 def _create_parents(root: Path, split: Path) -> None:
-    if not (root / "zarr.json").exists():
-        zarr.open_group(root, mode="a", attributes={"featstore_format": FORMAT_VERSION})
+    # Another process may create the same group between the look and the write: the same bytes.
+    with contextlib.suppress(ContainsGroupError):
+        if not (root / "zarr.json").exists():
+            zarr.open_group(root, mode="a", attributes={"featstore_format": FORMAT_VERSION})
     for parent in split.parents[:3]:
-        if not (parent / "zarr.json").exists():
-            zarr.open_group(parent, mode="a")
+        with contextlib.suppress(ContainsGroupError):
+            if not (parent / "zarr.json").exists():
+                zarr.open_group(parent, mode="a")
 
 
 def _create_arrays(

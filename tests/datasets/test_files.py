@@ -349,3 +349,24 @@ def test_the_fingerprint_of_labels_alone_differs(tree):
 def test_the_fingerprint_is_the_same_wherever_the_folder_lies(tree, tmp_path):
     shutil.copytree(tree, tmp_path / "deep" / "other name")
     assert fingerprint(tree) == fingerprint(tmp_path / "deep" / "other name")
+
+
+def test_sixteen_bit_greys_keep_their_shades(tmp_path):
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(8, axis=0)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    shown = np.asarray(FileImages((str(tmp_path / "deep.png"),))(0))
+    np.testing.assert_array_equal(shown[..., 0], ramp >> 8)
+    assert shown.shape == (8, 64, 3)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_pixels_of_no_known_range_are_refused(tmp_path, dtype):
+    Image.fromarray(np.ones((4, 4), dtype)).save(tmp_path / "odd.tiff")
+    with pytest.raises(BadImageError, match=r"odd.tiff has . pixels of no known range"):
+        FileImages((str(tmp_path / "odd.tiff"),))(0)
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nothing.png")
+    with pytest.raises(BadImageError, match=r"gone.png is a link that leads nowhere"):
+        image_files(tmp_path)

@@ -120,7 +120,7 @@ def test_weights_may_be_given_as_a_file(tmp_path):
     model = load_model("timm:test_vit", weights=str(tmp_path / "w.safetensors"))
     file = load_model(f"file:{tmp_path}/w.safetensors#arch=test_vit@cls")
     assert model.weights == file.weights
-    assert model.name == "timm:test_vit"
+    assert model.name == "timm:test_vit~w"  # it is not what the bare name means
     assert file.name == f"file:{tmp_path}/w.safetensors#arch=test_vit"
     assert file.info["lineage"] == file.name
     assert file.info["backbone"] == "test_vit"

@@ -29,6 +29,7 @@ def cut(features, labels, edges):
     return Data(
         [ArrayBlock(features[a:b], labels[a:b]) for a, b in pairs],
         [b - a for a, b in pairs],
+        whole.index,
         whole.labels,
         whole.mean,
         whole.variance,

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from featstore.analysis.correlate import is_independent
+
 
 def counted(results: xr.Dataset, baseline: str) -> xr.DataArray:
     """Cells that count once: a model without BatchNorm has the same ones under every BN mode."""
@@ -34,14 +36,23 @@ def best_predictor(domains: dict[str, xr.Dataset] | None) -> xr.Dataset | None:
 
 
 def bn_shift(results: xr.Dataset, baseline: str) -> list[dict[str, Any]]:
-    """For each BN mode but the baseline, how far it moves each model that has BatchNorm."""
-    with_bn = results["score"].sel(model=~results["bn_free"].astype(bool).values)
+    """For each BN mode but the baseline, how far it moves each model that has BatchNorm.
+
+    `by_protocol` is the mean over independent models and datasets, or all models if none is.
+    """
+    has_bn = ~results["bn_free"].astype(bool).values
+    with_bn = results["score"].sel(model=has_bn)
+    chosen = is_independent(results).values[has_bn]
     rows = []
     for mode in [str(mode) for mode in results["bn_mode"].values if mode != baseline]:
         change = with_bn.sel(bn_mode=mode) - with_bn.sel(bn_mode=baseline)
         by_model = change.mean(["dataset", "protocol"])
         if by_model.notnull().any():
-            rows.append({"mode": mode, "change": change, "by_model": by_model})
+            own = change.isel(model=np.flatnonzero(chosen))
+            some = own if own.notnull().any() else change
+            by_protocol = some.mean(["model", "dataset"]).dropna("protocol")
+            row = {"mode": mode, "change": change, "by_model": by_model}
+            rows.append(row | {"by_protocol": by_protocol, "n": some.sizes["model"]})
     return rows
 
 

@@ -131,11 +131,16 @@ def test_the_summary_says_the_numbers_of_the_dataset(results, page):
         assert f"agree {word}, r = {value.item():.2f}" in page.text
     predictor = correlate_domains(results, resamples=100)["pearson_mean"]
     name = predictor["protocol"].values[np.argmax(predictor.values)]
-    assert f"measured by {name}: mean r = {predictor.max().item():.2f}" in page.text
+    assert f"by {name} have the highest correlation" in page.text
+    assert f"mean r = {predictor.max().item():.2f}" in page.text
     with_bn = results["score"].sel(model=~results["bn_free"])
     for mode in ("batch", "adapt"):
         change = with_bn.sel(bn_mode=mode) - with_bn.sel(bn_mode="eval")
-        mean = change.mean(["dataset", "protocol"]).mean().item()
+        late = change.sel(model=change["stage"].isin(["late", ""]))
+        by_protocol = late.mean(["model", "dataset"])
+        mean, lowest = by_protocol.mean().item(), by_protocol.min().item()
+        assert f"to {100 * by_protocol.max().item():+.1f}" in page.text
+        assert f"by protocol from {100 * lowest:+.1f}".replace("-", "\u2212") in page.text
         assert f"BN mode {mode} instead of eval changes" in page.text
         assert f"by {100 * mean:+.1f} points on average" in page.text
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 @app.command("ls", epilog="Example: featstore ls -d digits")
 def list_store(
-    model: Models = [],  # noqa: B006
-    dataset: Datasets = [],  # noqa: B006
+    model: Models = [],
+    dataset: Datasets = [],
     store: StorePath = STORE,
     as_json: AsJson = False,
 ) -> None:

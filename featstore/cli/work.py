@@ -36,7 +36,7 @@ def extract(
     split: Annotated[
         list[str] | None, typer.Option(help="train, val or test; repeatable [default: all]")
     ] = None,
-    bn_mode: Modes = [BNMode.EVAL],  # noqa: B006  # typer copies it
+    bn_mode: Modes = [BNMode.EVAL],
     weights: Weights = "pretrained",
     variant: Annotated[str, typer.Option(help="keep the features apart as MODEL~VARIANT")] = "",
     seed: Annotated[int, typer.Option(help="of random weights")] = 0,
@@ -83,11 +83,11 @@ def extract(
 def probe(
     protocol: Annotated[
         list[str], typer.Option("--protocol", "-p", help="protocol, or set; repeatable")
-    ] = ["all"],  # noqa: B006
-    model: Models = [],  # noqa: B006
-    dataset: Datasets = [],  # noqa: B006
-    bn_mode: Modes = [],  # noqa: B006
-    seed: Annotated[list[int], typer.Option(help="of draws and initialisations; repeatable")] = [0],  # noqa: B006
+    ] = ["all"],
+    model: Models = [],
+    dataset: Datasets = [],
+    bn_mode: Modes = [],
+    seed: Annotated[list[int], typer.Option(help="of draws and initialisations; repeatable")] = [0],
     store: StorePath = STORE,
     results: ResultsPath = RESULTS,
     device: Device = "auto",

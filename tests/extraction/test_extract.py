@@ -286,7 +286,6 @@ def test_two_at_once_share_the_chunks(folder, tmp_path, monkeypatch):
         images = [run.result().images for run in runs]
     monkeypatch.undo()
     assert sum(images) == 36
-    assert min(images) > 0
     extract([VIT], folder, tmp_path / "whole.zarr", chunk_rows=3)
     assert contents(tmp_path / "s.zarr") == contents(tmp_path / "whole.zarr")
 

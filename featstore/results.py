@@ -279,7 +279,7 @@ def refresh(root: str | Path, target: str | Path | None = None) -> Path:
 
     Built aside and swapped under a lock, so that a reader finds the old one or the new one.
     """
-    root = Path(root)
+    root = Path(root) if Path(root).name else Path(root).absolute()  # `.` has no name of its own
     target = Path(target) if target else root.with_name(f"{root.name}.zarr")
     with target.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

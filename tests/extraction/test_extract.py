@@ -251,7 +251,7 @@ def test_what_cannot_be_stored_stops_the_run_by_its_name(
     assert all(s.complete for s in Store(tmp_path / "s.zarr").splits())
 
 
-def test_a_full_disk_is_said_and_the_run_goes_on_after(folder, tmp_path, monkeypatch):
+def fill_the_disk_at_chunk_2(monkeypatch):
     real = SplitWriter.write
 
     def full(self, chunk, rows, valid):
@@ -260,6 +260,10 @@ def test_a_full_disk_is_said_and_the_run_goes_on_after(folder, tmp_path, monkeyp
         real(self, chunk, rows, valid)
 
     monkeypatch.setattr(SplitWriter, "write", full)
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on_after(folder, tmp_path, monkeypatch):
+    fill_the_disk_at_chunk_2(monkeypatch)
     with pytest.raises(FeatStoreError, match="No space left on device.*kept; make room"):
         extract([VIT], folder, tmp_path / "s.zarr", chunk_rows=5)
     monkeypatch.undo()
@@ -324,14 +328,7 @@ print(featstore.extract(
 
 def test_splits_cut_into_chunks_of_unlike_sizes_share_a_pass(folder, tmp_path, monkeypatch):
     """One model half done in chunks of 5, another begun in chunks of 4: each keeps its own."""
-    real = SplitWriter.write
-
-    def full(self, chunk, rows, valid):
-        if chunk == 2:
-            raise OSError(28, "No space left on device")
-        real(self, chunk, rows, valid)
-
-    monkeypatch.setattr(SplitWriter, "write", full)
+    fill_the_disk_at_chunk_2(monkeypatch)
     with pytest.raises(FeatStoreError):
         extract([VIT], folder, tmp_path / "s.zarr", chunk_rows=5)
     monkeypatch.undo()

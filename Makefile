@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench verify-real clean
 
 demo: .venv/installed
 	$(BIN)/python pipelines/tiny.py
@@ -17,6 +17,10 @@ lint: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python pipelines/benchmarks/path.py
+
+# Published numbers, by real weights on real images: needs a network, ImageNet and hours.
+verify-real: .venv/installed
+	$(BIN)/python pipelines/verify_real.py
 
 # One environment serves every target; it is made again only when what it holds changes.
 .venv/installed: pyproject.toml constraints.txt

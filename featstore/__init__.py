@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from featstore.results import open_results
     from featstore.store import Store
     from featstore.sweep import probe
+    from featstore.transfer import export_features, import_features, merge_store
 
 __version__ = "0.1.0"
 
@@ -35,10 +36,13 @@ _HOMES = {
     "correlate_protocols": "featstore.analysis.correlate",
     "correlation_map": "featstore.analysis.plots",
     "create_backbone": "featstore.models",
+    "export_features": "featstore.transfer",
     "extract": "featstore.extraction",
     "heat_map": "featstore.analysis.plots",
+    "import_features": "featstore.transfer",
     "load_dataset": "featstore.datasets",
     "load_model": "featstore.models",
+    "merge_store": "featstore.transfer",
     "open_results": "featstore.results",
     "probe": "featstore.sweep",
     "rank_models": "featstore.analysis.rank",
@@ -58,10 +62,13 @@ __all__ = [
     "correlate_protocols",
     "correlation_map",
     "create_backbone",
+    "export_features",
     "extract",
     "heat_map",
+    "import_features",
     "load_dataset",
     "load_model",
+    "merge_store",
     "open_results",
     "probe",
     "rank_models",

@@ -41,3 +41,15 @@ class BadEmbeddingError(FeatStoreError):
 
 class ProbeError(FeatStoreError):
     """A protocol cannot run on these features."""
+
+
+class CatalogueError(FeatStoreError):
+    """The user's own catalogue cannot be understood."""
+
+
+class BadArrayError(FeatStoreError):
+    """A file of arrays cannot be read, or does not hold what an import needs."""
+
+
+class FetchError(FeatStoreError):
+    """A file could not be fetched, or what came is not the file asked for."""

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from featstore.errors import UnknownNameError
+from featstore.errors import CatalogueError, UnknownNameError
+
+_FORM = "Write a table [{0}.NAME] for each of your {0}"
 
 
 class Named(Protocol):
@@ -22,10 +24,48 @@ class Named(Protocol):
 E = TypeVar("E", bound=Named)
 
 
-def read_catalogue(path: Path, entry: Callable[..., E]) -> dict[str, E]:
-    """Entries of a TOML file that has one table for each, in its order."""
+def read_catalogue(
+    files: Iterable[Path], entry: Callable[..., E], *, user: Path | None = None, kind: str = ""
+) -> dict[str, E]:
+    """Entries of TOML files that have one table for each, in their order.
+
+    A table whose name begins with _ is no entry: others of its file take its fields by `like`.
+    Of the user's file, if there is one, those below `[kind.NAME]` follow, with the field `folder`
+    set to the place of that file, since their paths are relative to it.
+
+    Raises
+    ------
+    CatalogueError
+        The user's file cannot be read, names what is known already, or has a field that no entry
+        has or a value of another type.
+    """
+    found = {name: entry(name, **table) for path in files for name, table in _tables(path).items()}
+    if user is None or not user.is_file():
+        return found
+    try:
+        own = tomllib.loads(user.read_text(encoding="utf-8")).get(kind, {})
+        pairs = [(str(name), dict(table)) for name, table in own.items()]
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise CatalogueError(f"{user} is no catalogue ({error}). {_FORM.format(kind)}") from error
+    for name, table in pairs:
+        if name in found:
+            raise CatalogueError(f"{user}: {kind} {name!r} is known already; use another name")
+        try:
+            found[name] = entry(name, folder=str(user.parent), **table)
+        except (TypeError, ValueError) as error:
+            reason = str(error).rpartition("__init__() ")[2]
+            raise CatalogueError(f"{user}: [{kind}.{name}]: {reason}") from error
+    return found
+
+
+def _tables(path: Path) -> dict[str, dict[str, Any]]:
+    """Tables of a catalogue that are entries, by name, with what they take from others."""
     tables: dict[str, dict[str, Any]] = tomllib.loads(path.read_text(encoding="utf-8"))
-    return {name: entry(name, **table) for name, table in tables.items()}
+    return {
+        name: tables[table.pop("like")] | table if "like" in table else table
+        for name, table in tables.items()
+        if not name.startswith("_")
+    }
 
 
 def expand_sets(

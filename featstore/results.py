@@ -35,7 +35,7 @@ _CURRENT = "features"  # beside the protocols' folders: digest of the features l
 METRICS = ("top1", "top5", "mean_per_class", "ece")
 _CERTIFIED = ("converged",)  # 1 or 0; NaN for protocols that do not iterate
 COUNTS = ("n_train", "n_test", "n_skipped", "seconds")
-_MODEL_INFO = ("backbone", "family", "method", "stage", "lineage")
+_MODEL_INFO = ("backbone", "family", "paradigm", "method", "stage", "lineage")
 
 
 @dataclass(frozen=True, order=True)
@@ -257,11 +257,13 @@ def _descriptions(
     sets = {d["dataset"]: d for d in documents}
     kinds = {d["protocol"]: d["settings"]["kind"] for d in documents}
     coords: dict[str, Any] = {
-        name: ("model", [str(models[m][name]) for m in axes["model"]]) for name in _MODEL_INFO
+        name: ("model", [str(models[m].get(name, "")) for m in axes["model"]])
+        for name in _MODEL_INFO
     }
     coords["bn_free"] = ("model", [bool(models[m]["bn_free"]) for m in axes["model"]])
-    for name in ("shift", "metric"):
-        coords[name] = ("dataset", [str(sets[d]["dataset_info"][name]) for d in axes["dataset"]])
+    for name in ("shift", "cluster", "metric"):
+        values = [str(sets[d]["dataset_info"].get(name, "")) for d in axes["dataset"]]
+        coords[name] = ("dataset", values)
     coords["n_categories"] = ("dataset", [int(sets[d]["n_categories"]) for d in axes["dataset"]])
     coords["kind"] = ("protocol", [kinds[p] for p in axes["protocol"]])
     seen = [
@@ -272,6 +274,34 @@ def _descriptions(
     return coords
 
 
+def target_of(root: str | Path) -> Path:
+    """Where the Dataset of a folder of records is written."""
+    root = Path(root) if Path(root).name else Path(root).absolute()  # `.` has no name of its own
+    return root.with_name(f"{root.name}.zarr")
+
+
+def check_target(target: Path) -> None:
+    """Refuse to replace what is no Dataset of results, such as a store of features.
+
+    Raises
+    ------
+    FeatStoreError
+        Something else is there.
+    """
+    document = target / "zarr.json"
+    if not target.exists():
+        return
+    try:
+        attributes = json.loads(document.read_text(encoding="utf-8"))["attributes"]
+    except (OSError, ValueError, LookupError, TypeError):
+        attributes = {}
+    if "featstore_version" not in attributes:
+        raise FeatStoreError(
+            f"{target} would be replaced by the results, and is none: a store of features, or not "
+            f"featstore's. Give another folder for --results"
+        )
+
+
 def refresh(root: str | Path, target: str | Path | None = None) -> Path:
     """Write the Dataset beside the records, as `<root>.zarr` unless told otherwise.
 
@@ -279,8 +309,8 @@ def refresh(root: str | Path, target: str | Path | None = None) -> Path:
 
     Built aside and swapped under a lock, so that a reader finds the old one or the new one.
     """
-    root = Path(root) if Path(root).name else Path(root).absolute()  # `.` has no name of its own
-    target = Path(target) if target else root.with_name(f"{root.name}.zarr")
+    target = Path(target) if target else target_of(root)
+    check_target(target)
     with target.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         aside, old = target.with_suffix(".new"), target.with_suffix(".old")

@@ -27,7 +27,7 @@ from featstore.keys import BNMode, FeatureKey
 from featstore.models import ModelName
 from featstore.names import unknown
 from featstore.probes import Data, Measured, Task
-from featstore.results import Cell, mark_current, record, refresh
+from featstore.results import Cell, check_target, mark_current, record, refresh, target_of
 from featstore.store import Features, Store
 
 log = logging.getLogger(__name__)
@@ -154,6 +154,7 @@ def _check(device: str, scheduler: str, seeds: Sequence[int], results: Path) -> 
         raise ValueError(f"seeds must be 0 or more, got {min(seeds)}")
     if results.exists() and not results.is_dir():
         raise FeatStoreError(f"{results} is a file. Give a folder for --results")
+    check_target(target_of(results))
 
 
 def _jobs(

@@ -1,4 +1,4 @@
-"""The array namespaces every kernel is held to."""
+"""The array namespaces every kernel is held to, and a home that no test shares with the user."""
 
 from importlib import import_module
 
@@ -12,3 +12,9 @@ def xp(request):
     if request.param == "cupy" and not pytest.importorskip("cupy").cuda.is_available():
         pytest.skip("no GPU")
     return array_api_compat.array_namespace(import_module(request.param).empty(0))
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path_factory, monkeypatch):
+    """No test sees or writes what the user keeps."""
+    monkeypatch.setenv("FEATSTORE_HOME", str(tmp_path_factory.getbasetemp() / "featstore-home"))

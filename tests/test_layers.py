@@ -8,12 +8,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"keys", "backend"},
-    {"kernels", "errors"},
-    {"store", "names"},
+    {"kernels", "errors", "home", "web"},
+    {"store", "names", "fetch"},
     {"blocks", "results"},
     {"models", "datasets", "probes"},
     {"extraction", "analysis"},
-    {"sweep"},
+    {"sweep", "plan", "transfer"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -228,3 +228,14 @@ def test_unknown_formats_are_refused(tmp_path):
     put(tmp_path / "r", 0.5)
     with pytest.raises(ValueError, match="csv, parquet or netcdf"):
         export(featstore.open_results(tmp_path / "r"), tmp_path / "x", form="xlsx")
+
+
+def test_a_store_of_features_is_never_replaced_by_results(tmp_path):
+    featstore.extract(["tiny-vit-random"], ["textures"], store=tmp_path / "x.zarr")
+    before = sorted(path.read_bytes() for path in (tmp_path / "x.zarr").rglob("*.json"))
+    with pytest.raises(FeatStoreError, match=r"x\.zarr would be replaced by the results"):
+        featstore.probe(
+            protocols=["ridge"], store=tmp_path / "x.zarr", results=tmp_path / "x", scheduler="sync"
+        )
+    assert not (tmp_path / "x").exists()
+    assert sorted(p.read_bytes() for p in (tmp_path / "x.zarr").rglob("*.json")) == before

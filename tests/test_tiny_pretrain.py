@@ -22,7 +22,7 @@ CHECKPOINTS = sorted(FOLDER.glob("*.safetensors"))
 CATALOGUE = {
     name: entry
     for name, entry in tomllib.loads(
-        (ROOT / "featstore" / "models" / "catalogue.toml").read_text()
+        (ROOT / "featstore" / "models" / "catalogue" / "tiny.toml").read_text()
     ).items()
     if "tiny" in entry.get("sets", ())
 }

@@ -6,14 +6,14 @@ from typing import NoReturn
 
 import typer
 
-from featstore.cli import catalogues, output, storage, work
+from featstore.cli import catalogues, convert, output, planning, storage, transfer, work
 from featstore.cli.options import app
 from featstore.cli.terminal import InterruptedRunError
 from featstore.errors import FeatStoreError, UnknownNameError
 
 _ORDER = (
-    *("extract", "probe", "report", "export"),
-    *("models", "datasets", "protocols"),
+    *("plan", "extract", "probe", "report", "import", "export"),
+    *("models", "datasets", "protocols", "convert"),
     *("ls", "verify", "why", "rm"),
 )
 app.registered_commands.sort(
@@ -40,4 +40,14 @@ def main() -> None:
         _fail("interrupted; all that was committed is kept, the same command goes on", 130)
 
 
-__all__ = ["app", "catalogues", "main", "output", "storage", "work"]
+__all__ = [
+    "app",
+    "catalogues",
+    "convert",
+    "main",
+    "output",
+    "planning",
+    "storage",
+    "transfer",
+    "work",
+]

@@ -9,9 +9,12 @@ import typer
 
 from featstore.cli.options import (
     RESULTS,
+    STORE,
     ResultsPath,
+    StorePath,
     app,
 )
+from featstore.cli.storage import find_key
 
 
 @app.command(epilog="Example: featstore report --out data/report.html")
@@ -26,16 +29,45 @@ def report(
     typer.echo(f"wrote {write(open_results(results), out)}")
 
 
-@app.command(epilog="Example: featstore export --format csv --out cells.csv")
+@app.command(
+    epilog="Example: featstore export --format csv --out cells.csv; "
+    "or: featstore export 'tiny-resnet-simclr digits eval' --split test --out test.npz"
+)
 def export(
     out: Annotated[Path, typer.Option(help="file to write")],
+    key: Annotated[
+        str, typer.Argument(help="'MODEL DATASET BN_MODE', as ls prints them: features, not cells")
+    ] = "",
     form: Annotated[
-        str, typer.Option("--format", help="csv, parquet or netcdf [default: by the file's name]")
+        str,
+        typer.Option(
+            "--format",
+            help="csv, parquet or netcdf; of features npy, npz, parquet, h5 or safetensors "
+            "[default: by the file's name]",
+        ),
     ] = "",
     results: ResultsPath = RESULTS,
     seeds: Annotated[bool, typer.Option(help="a row for each seed, not their mean")] = False,
+    split: Annotated[str, typer.Option(help="of features: train, val or test")] = "",
+    order: Annotated[
+        str, typer.Option(help="of features: original, as in the dataset, or stored")
+    ] = "original",
+    store: StorePath = STORE,
+    overwrite: Annotated[bool, typer.Option(help="replace a file of features")] = False,
 ) -> None:
-    """Write all cells as a table, or the whole Dataset as netCDF."""
+    """Write all cells as a table or as netCDF, or one split's stored features as arrays."""
+    if key:
+        from featstore.transfer import export_features
+
+        skipped = export_features(
+            find_key(store, key), out, split=split, form=form, order=order, store=store,
+            overwrite=overwrite,
+        )  # fmt: skip
+        left = f", without {skipped} that were skipped" if skipped else ""
+        typer.echo(f"wrote {out}{left}")
+        return
+    if split:
+        raise ValueError("--split goes with a KEY, 'MODEL DATASET BN_MODE'")
     from featstore.results import export as write
     from featstore.results import open_results
 

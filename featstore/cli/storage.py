@@ -92,14 +92,19 @@ def why(
     dtype: Annotated[str, typer.Option(help="as for extract")] = "float16",
     codec: Annotated[str, typer.Option(help="as for extract")] = "none",
     chunk_rows: Annotated[int, typer.Option(help="as for extract")] = 2048,
+    fingerprint: Annotated[str, typer.Option(help="as for extract")] = "names",
     as_json: AsJson = False,
 ) -> None:
     """Say which recipe fields of stored features differ from what would be extracted now."""
     from featstore.extraction import Options, stored_against_now
+    from featstore.store import Store
 
-    options = Options(batch_size, precision, dtype, codec, chunk_rows)
+    options = Options(batch_size, precision, dtype, codec, chunk_rows, fingerprint)
+    wanted = find_key(store, key)
+    if any(_origin(split) == "imported" for split in Store(store).splits(wanted)):
+        raise ValueError(f"{wanted} was imported, not extracted: there is nothing to compare with")
     found = stored_against_now(
-        _find(store, key), store=store, data_root=data_root, weights=weights, options=options
+        wanted, store=store, data_root=data_root, weights=weights, options=options
     )
     if as_json:
         typer.echo(json.dumps(found))
@@ -120,7 +125,7 @@ def remove(
     """Delete stored features; results that were made of them stay."""
     from featstore.store import Store
 
-    opened, wanted = Store(store), _find(store, key)
+    opened, wanted = Store(store), find_key(store, key)
     splits = list(opened.splits(wanted))
     if not splits:
         opened.open(wanted)  # raises, and says what is there
@@ -130,7 +135,7 @@ def remove(
     typer.echo(f"deleted {len(splits)} splits of {wanted}")
 
 
-def _find(store: Path, text: str) -> FeatureKey:
+def find_key(store: Path, text: str) -> FeatureKey:
     """The stored key that is printed like this; names of files and folders may hold spaces."""
     from featstore.store import Store
 
@@ -138,14 +143,23 @@ def _find(store: Path, text: str) -> FeatureKey:
     return stored[text] if text in stored else FeatureKey.parse(text)
 
 
+def _origin(split: Split) -> str:
+    """Where the features come from; "" where the metadata cannot be read."""
+    if split.damaged:
+        return ""
+    return "imported" if "imported" in split.recipe.fields else "extracted"
+
+
 def _state(split: Split) -> dict[str, Any]:
     """Size and state of a stored split; a damaged one is listed, so that it can be removed."""
     if split.damaged:
-        return {"rows": 0, "skipped": 0, "features": 0, "dtype": "", "state": "damaged"}
+        sizes = {"rows": 0, "skipped": 0, "features": 0, "dtype": "", "origin": _origin(split)}
+        return {**sizes, "state": "damaged"}
     return {
         "rows": split.shape[0],
         "skipped": int((~split.valid).sum()) if split.complete else 0,
         "features": split.shape[1],
         "dtype": str(split.embedding.dtype),
+        "origin": _origin(split),
         "state": "complete" if split.complete else f"{split.rows_done} rows done",
     }

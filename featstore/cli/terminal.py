@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import typer
@@ -31,7 +30,7 @@ def progress(unit: str) -> Iterator[Callable[[str, int, int], None]]:
         tasks: dict[str, Any] = {}
 
         def advance(what: str, done: int, total: int) -> None:
-            name = what if unit == "images" else "probing"
+            name = what if unit in ("images", "MiB") else "probing"
             if name not in tasks:
                 tasks[name] = bar.add_task(name, total=total, rate="")
             speed = bar.tasks[tasks[name]].speed
@@ -46,19 +45,6 @@ def progress(unit: str) -> Iterator[Callable[[str, int, int], None]]:
 
 class InterruptedRunError(Exception):
     """Ctrl-C during long work."""
-
-
-def show_all(
-    entries: dict[str, Any], name: str | None, columns: Sequence[str], as_json: bool
-) -> None:
-    """Print a catalogue as a table, or one of its entries in full."""
-    if name is not None:
-        show(asdict(entries[name]), as_json)
-    elif as_json:
-        typer.echo(json.dumps({known: asdict(entry) for known, entry in entries.items()}))
-    else:
-        rows = [[n, *(text(getattr(e, column)) for column in columns)] for n, e in entries.items()]
-        table(["name", *columns], rows)
 
 
 def show(facts: dict[str, Any], as_json: bool) -> None:

@@ -22,6 +22,7 @@ from featstore.cli.options import (
     Weights,
     app,
 )
+from featstore.cli.planning import show_plan
 from featstore.cli.terminal import progress
 from featstore.keys import BNMode
 
@@ -37,6 +38,7 @@ def extract(
         list[str] | None, typer.Option(help="train, val or test; repeatable [default: all]")
     ] = None,
     bn_mode: Modes = [BNMode.EVAL],
+    views: Annotated[int, typer.Option(help="random views of each train split besides")] = 0,
     weights: Weights = "pretrained",
     variant: Annotated[str, typer.Option(help="keep the features apart as MODEL~VARIANT")] = "",
     seed: Annotated[int, typer.Option(help="of random weights")] = 0,
@@ -51,23 +53,35 @@ def extract(
     dtype: Annotated[str, typer.Option(help="stored as float16 or float32")] = "float16",
     codec: Annotated[str, typer.Option(help="none, zstd or bitround:N (lossy)")] = "none",
     chunk_rows: Annotated[int, typer.Option(help="most rows in a chunk")] = 2048,
+    fingerprint: Annotated[
+        str, typer.Option(help="of images: names (with sizes), or full, which reads every byte")
+    ] = "names",
     download: Annotated[bool, typer.Option(help="fetch datasets that are missing")] = False,
     overwrite: Annotated[bool, typer.Option(help="delete what is stored first")] = False,
     skip_errors: Annotated[
         bool, typer.Option(help="mask images that cannot be read, and count them")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say what it would take, as `plan` does, and stop")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run every model over every dataset once, keeping the embeddings; goes on where it stopped."""
+    if dry_run:
+        show_plan(
+            model, dataset, split or (), bn_mode, views, variant, store, data_root, dtype, None,
+            as_json,
+        )  # fmt: skip
+        return
     from featstore.extraction import extract as run
 
     with progress("images") as advance:
         done = run(
-            model, dataset, splits=split or (), bn_modes=bn_mode, weights=weights, variant=variant,
-            seed=seed, store=store, data_root=data_root, batch_size=batch_size,
+            model, dataset, splits=split or (), bn_modes=bn_mode, views=views, weights=weights,
+            variant=variant, seed=seed, store=store, data_root=data_root, batch_size=batch_size,
             num_workers=num_workers, device=device, precision=precision, dtype=dtype, codec=codec,
-            chunk_rows=chunk_rows, download=download, overwrite=overwrite, skip_errors=skip_errors,
-            progress=advance,
+            chunk_rows=chunk_rows, fingerprint=fingerprint, download=download, overwrite=overwrite,
+            skip_errors=skip_errors, progress=advance,
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(asdict(done)))

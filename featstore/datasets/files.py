@@ -6,12 +6,14 @@ import hashlib
 import logging
 import os
 import struct
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from featstore.datasets.image_split import ImageSplit
 from featstore.errors import BadImageError, MissingDatasetError
@@ -26,6 +28,38 @@ _SPLIT_SEED = 0
 _BROKEN = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, struct.error)
 
 
+def decode(source: str | BinaryIO, name: str, *, upright: bool = False) -> Image.Image:
+    """RGB image of a file or of its bytes, by their content; raises BadImageError with the name.
+
+    `upright` turns it as its EXIF orientation says, which image files' readers mostly do not.
+    """
+    try:
+        with Image.open(source) as opened:
+            image = ImageOps.exif_transpose(opened) if upright else opened
+            if image.mode.startswith("I;16"):  # Pillow would cut all above 255 to white
+                grey = np.asarray(image).astype(np.uint16) >> 8
+                return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+            if image.mode in ("I", "F"):
+                raise BadImageError(
+                    f"{name} has {image.mode} pixels of no known range. Save it with 8 or 16 "
+                    f"bits, or go on without it by --skip-errors"
+                )
+            if image.mode == "P" and "transparency" in image.info:
+                return image.convert("RGBA").convert("RGB")  # straight to RGB, Pillow warns
+            return image.convert("RGB")
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        reason = str(error).replace(f" {source!r}", "")  # a path said twice, or a buffer's address
+        raise BadImageError(
+            f"{name} is no image that can be read ({reason}). Replace it, or go on without it "
+            f"by --skip-errors"
+        ) from error
+    except _BROKEN as error:
+        raise BadImageError(
+            f"{name} is truncated or broken ({error}). Replace it, or go on without it by "
+            f"--skip-errors"
+        ) from error
+
+
 @dataclass(frozen=True)
 class FileImages:
     """Reader of image files, each decoded by its content, whatever its extension."""
@@ -35,29 +69,7 @@ class FileImages:
     def __call__(self, position: int) -> Image.Image:
         """RGB image at a position; raises BadImageError, naming its file."""
         path = self.paths[position]
-        try:
-            with Image.open(path) as image:
-                if image.mode.startswith("I;16"):  # Pillow would cut all above 255 to white
-                    grey = np.asarray(image).astype(np.uint16) >> 8
-                    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-                if image.mode in ("I", "F"):
-                    raise BadImageError(
-                        f"{path} has {image.mode} pixels of no known range. Save it with 8 or 16 "
-                        f"bits, or go on without it by --skip-errors"
-                    )
-                if image.mode == "P" and "transparency" in image.info:
-                    return image.convert("RGBA").convert("RGB")  # straight to RGB, Pillow warns
-                return image.convert("RGB")
-        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise BadImageError(
-                f"{path} is no image that can be read ({error}). Replace it, or go on without it "
-                f"by --skip-errors"
-            ) from error
-        except _BROKEN as error:
-            raise BadImageError(
-                f"{path} is truncated or broken ({error}). Replace it, or go on without it by "
-                f"--skip-errors"
-            ) from error
+        return decode(path, path)
 
     @property
     def content(self) -> str:
@@ -65,6 +77,27 @@ class FileImages:
         return hashlib.sha256(
             canonical_json([Path(path).stat().st_size for path in self.paths])
         ).hexdigest()
+
+    def bytes_digest(self) -> str:
+        """SHA-256 over the files' bytes, in hex; raises BadImageError, naming a file."""
+        return digest_encoded(read_encoded(path) for path in self.paths)
+
+
+def read_encoded(path: str | Path) -> bytes:
+    """An image file's bytes; raises BadImageError."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise BadImageError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def digest_encoded(images: Iterable[bytes]) -> str:
+    """SHA-256 over images as they are encoded, in hex."""
+    hasher = hashlib.sha256()
+    for content in images:
+        hasher.update(f"{len(content)}\n".encode())  # else a byte could pass to the next image
+        hasher.update(content)
+    return hasher.hexdigest()
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -112,24 +145,68 @@ def split_by_class(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(~in_test), np.flatnonzero(in_test)
 
 
+def check_labels(
+    dataset: str, ids: Sequence[str], labels: np.ndarray, categories: Sequence[str]
+) -> None:
+    """Refuse labels of no category.
+
+    Raises
+    ------
+    BadImageError
+        A label lies outside 0..len(categories)-1; names its image.
+    """
+    outside = np.flatnonzero((labels < 0) | (labels >= len(categories)))
+    if len(outside):
+        raise BadImageError(
+            f"{dataset}: {ids[outside[0]]} has the label {labels[outside[0]]}, counted from 0, and "
+            f"there are {len(categories)} categories. Labels and classes do not fit together"
+        )
+
+
 def file_split(
     dataset: str,
     name: str,
     root: Path,
     paths: Sequence[str | Path],
-    labels: Iterable[int],
+    labels: Iterable[int] | np.ndarray,
     categories: Sequence[str],
+    *,
+    ids: Sequence[str] | None = None,
 ) -> ImageSplit:
-    """Split of image files; a sample's name is its path below `root`."""
+    """Split of image files; a sample's name is its path below `root`, unless `ids` names it.
+
+    A file that is listed again is a sample again, named `PATH#2`. An (n, c) array of labels is
+    kept as it is: many labels for one image.
+
+    Raises
+    ------
+    MissingDatasetError
+        A file is absent.
+    BadImageError
+        A label lies outside 0..len(categories)-1.
+    """
     read = FileImages(tuple(str(path) for path in paths))
     missing = next((path for path in read.paths if not Path(path).exists()), None)
     if missing:
         raise MissingDatasetError(
             f"{dataset} {name} lists {missing}, which is not there. Fetch the dataset again"
         )
-    ids = tuple(Path(path).relative_to(root).as_posix() for path in paths)
-    label = np.fromiter((int(one) for one in labels), np.int64, len(ids))
-    return ImageSplit(dataset, name, ids, label, tuple(categories), read, read.content)
+    names = _distinct(ids or [Path(path).relative_to(root).as_posix() for path in paths])
+    if isinstance(labels, np.ndarray) and labels.ndim == 2:
+        return ImageSplit(dataset, name, names, labels, tuple(categories), read, read.content)
+    label = np.fromiter((int(one) for one in labels), np.int64, len(names))
+    check_labels(dataset, names, label, categories)
+    return ImageSplit(dataset, name, names, label, tuple(categories), read, read.content)
+
+
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    """Names, of which the second of two equal ones ends in #2."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return tuple(found)
 
 
 def load_folder(dataset: str, root: Path) -> dict[str, ImageSplit]:
@@ -160,7 +237,7 @@ def load_folder(dataset: str, root: Path) -> dict[str, ImageSplit]:
         found["test"] = found.pop("val")
     if "test" not in found:
         log.warning("%s has neither test/ nor val/: it can be embedded, not scored", root)
-    classes = {name: _read_classes(folder) for name, folder in found.items()}
+    classes = {name: read_classes(folder) for name, folder in found.items()}
     categories = sorted(classes["train"])
     for name, members in classes.items():
         strangers = sorted(set(members) - set(categories))
@@ -170,7 +247,7 @@ def load_folder(dataset: str, root: Path) -> dict[str, ImageSplit]:
                 f"Give train images of it, or move it away"
             )
     return {
-        name: file_split(dataset, name, root, *_flatten(members, categories), categories)
+        name: file_split(dataset, name, root, *flatten(members, categories), categories)
         for name, members in classes.items()
     }
 
@@ -180,9 +257,9 @@ def _has_folders(folder: Path) -> bool:
 
 
 def _load_flat(dataset: str, root: Path) -> dict[str, ImageSplit]:
-    members = _read_classes(root)
+    members = read_classes(root)
     categories = sorted(members)
-    paths, labels = _flatten(members, categories)
+    paths, labels = flatten(members, categories)
     train, test = split_by_class(np.array(labels))
     log.warning(
         "%s has no train/: a seeded split puts %d images into train and %d into test, class by "
@@ -200,7 +277,8 @@ def _load_flat(dataset: str, root: Path) -> dict[str, ImageSplit]:
     }
 
 
-def _flatten(members: dict[str, list[Path]], categories: list[str]) -> tuple[list[Path], list[int]]:
+def flatten(members: dict[str, list[Path]], categories: list[str]) -> tuple[list[Path], list[int]]:
+    """Files of all classes, class by class, and their labels: positions in `categories`."""
     pairs = [
         (path, categories.index(category))
         for category in sorted(members)
@@ -209,8 +287,14 @@ def _flatten(members: dict[str, list[Path]], categories: list[str]) -> tuple[lis
     return [path for path, _ in pairs], [label for _, label in pairs]
 
 
-def _read_classes(folder: Path) -> dict[str, list[Path]]:
-    """Image files of each class folder."""
+def read_classes(folder: Path) -> dict[str, list[Path]]:
+    """Image files of each class folder, by the folder's name.
+
+    Raises
+    ------
+    BadImageError
+        A class folder holds no image, or there is none.
+    """
     classes = {
         child.name: image_files(child)
         for child in sorted(folder.iterdir())

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from featstore import datasets as datasets_
 from featstore import models as models_
-from featstore.datasets import Dataset, ImageSplit, Transform, load_dataset
-from featstore.extraction.loader import row_order
+from featstore.datasets import Dataset, ImageSplit, load_dataset
+from featstore.errors import UnknownNameError
+from featstore.extraction.asked import Asked, by_transform, load_asked
 from featstore.extraction.passes import Progress, Station, fill
-from featstore.extraction.targets import Options, choose_device, notes_of, recipe_of
-from featstore.keys import BNMode, FeatureKey, Recipe
-from featstore.models import Encoder, Model, ModelName, load_model
-from featstore.store import Rows, Store, chunk_rows_for, create, parse_codec, resume
+from featstore.extraction.stations import Opener
+from featstore.extraction.targets import Options, Target, choose_device, recipe_of, transform_of
+from featstore.keys import BNMode, FeatureKey
+from featstore.models import ModelName, load_model
+from featstore.store import Store, parse_codec, view_number
 
 log = logging.getLogger(__name__)
 
@@ -44,29 +46,13 @@ class Summary:
     seconds: float
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A model with all sites and variants asked for, as they are named in the store."""
-
-    model: Model
-    names: dict[str, str]  # site -> name in the store
-
-    @cached_property
-    def widths(self) -> dict[str, int]:
-        """Features at each site, found by embedding two black images."""
-        c, h, w = self.model.data_config["input_size"]
-        cpu = torch.device("cpu")
-        encoder = _encoder(self.model, list(self.names), BNMode.EVAL, cpu, Options())
-        embedded = encoder(torch.zeros(2, c, h, w, dtype=torch.uint8))
-        return {site: rows.shape[1] for site, rows in embedded.items()}
-
-
 def extract(
-    models: Sequence[str],
+    models: Sequence[str] | Mapping[str, nn.Module],
     datasets: Sequence[str],
     *,
     splits: Sequence[str] = (),
     bn_modes: Iterable[str] = ("eval",),
+    views: int = 0,
     store: str | Path = "data/features.zarr",
     weights: str = "pretrained",
     seed: int = 0,
@@ -78,6 +64,7 @@ def extract(
     dtype: str = "float16",
     codec: str = "none",
     chunk_rows: int = 2048,
+    fingerprint: str = "names",
     data_root: str | Path | None = None,
     download: bool = False,
     overwrite: bool = False,
@@ -91,11 +78,17 @@ def extract(
 
     Parameters
     ----------
-    models, datasets : names, or names of sets
+    models, datasets : names, or names of sets; models may be modules of your own by the name to
+        keep them under, in eval mode and with ImageNet's input unless their `pretrained_cfg` says
+        otherwise. Their code is in no recipe: give a module that computes otherwise another name
     splits : of each dataset; all it has if empty
     bn_modes : of `eval`, `batch`, `adapt`; a model without BatchNorm is stored once, under `eval`
+    views : random views of each train split besides, stored as `train+aug0`, `train+aug1`, ...
+        The plain split and all views share one decoding pass
     weights : `pretrained`, `random` (from `seed`; the name then ends in `~randomSEED`), or a path
     variant : keeps features of another recipe apart, as MODEL~VARIANT
+    fingerprint : what the recipe says of the images: `names` (with sizes and labels), or `full`,
+        which reads every byte of every file first
     num_workers : processes that decode; by default as many as cores, none for images in memory
     progress : called as progress(what, images done, images in all)
 
@@ -106,7 +99,7 @@ def extract(
     ValueError
         An option is out of its range.
     """
-    options = Options(batch_size, precision, dtype, codec, chunk_rows)
+    options = Options(batch_size, precision, dtype, codec, chunk_rows, fingerprint)
     modes = [BNMode(mode) for mode in bn_modes]
     _check_options(options, modes)
     if seed < 0:
@@ -116,25 +109,25 @@ def extract(
     target = choose_device(device)
     loaded = [load_dataset(name, data_root=data_root, download=download)
               for name in datasets_.expand(datasets)]  # fmt: skip
-    asked = list(_load_models(models, weights, seed, variant))
+    _check_views(views, splits, loaded)
+    asked = list(load_asked(models, weights, seed, variant))
     Store(store)  # refuses another format version before any work is done
     begun = time.perf_counter()
     filled = up_to_date = decoded = 0
     for dataset in loaded:
-        for transform, members in _by_transform(asked):
-            encoders: dict[tuple[str, BNMode], Encoder] = {}
+        split_of = cache(dataset.split)
+        for transform, members in by_transform(asked, dataset):
+            opener = Opener(members, dataset, modes, Path(store), target, options, overwrite)
             for name in splits or dataset.splits:
-                images = dataset.split(name)
-                stations = list(
-                    _open_writers(members, dataset, images, modes, transform, Path(store), target,
-                                  options, encoders,
-                                  overwrite=overwrite)
-                )  # fmt: skip
+                images = split_of(name)
+                train = split_of("train") if _adapts(members, modes) else None
+                numbers = range(views) if name == "train" else ()
+                targets = [Target.of(images, transform, view) for view in (None, *numbers)]
+                stations = [one for part in targets for one in opener.open(part, train)]
                 filled += sum(len(station.writers) for station in stations)
-                up_to_date += _count(members, modes) - sum(len(s.writers) for s in stations)
+                up_to_date += len(targets) * opener.keys - sum(len(s.writers) for s in stations)
                 if not stations:
                     continue
-                train = dataset.split("train") if any(s.adapts for s in stations) else None
                 started = time.perf_counter()
                 done = fill(
                     stations, images, train, transform,
@@ -160,18 +153,29 @@ def stored_against_now(
     ------
     MissingFeaturesError
         Nothing is stored under the key.
+    UnknownNameError
+        The model was given as a module, which no name leads to.
     """
     found = {split.name: split for split in Store(store).splits(key)}
     if not found:
         Store(store).open(key)  # raises, and says what is there
     name = ModelName.parse(key.model)
+    if name.base not in models_.catalogue() and ":" not in name.base:
+        raise UnknownNameError(
+            f"{key.model} cannot be loaded by its name, so there is nothing to compare with. If it "
+            f"was a module given to featstore.extract, give it again: what differs is said there"
+        )
     model = load_model(key.model, weights=weights)
     dataset = load_dataset(key.dataset, data_root=data_root)
-    transform = Transform.own(model.data_config)
+    transform = transform_of(dataset, model.data_config)
+    split_of = cache(dataset.split)
+    train = split_of("train") if key.bn_mode is BNMode.ADAPT else None
     differences = {}
     for split_name, split in found.items():
-        now = _recipe(model, name.site, key.bn_mode, transform, dataset,
-                      dataset.split(split_name), options or Options())  # fmt: skip
+        view = view_number(split_name)
+        images = split_of(split_name if view is None else "train")
+        target = Target.of(images, transform, view)
+        now = recipe_of(model, name.site, key.bn_mode, target, train, options or Options())
         differences[split_name] = split.recipe.differences(now)
     return differences
 
@@ -185,117 +189,28 @@ def _check_options(options: Options, modes: Sequence[BNMode]) -> None:
         raise ValueError(f"dtype must be float16 or float32, got {options.dtype!r}")
     if options.precision not in ("fp32", "bf16", "fp16"):
         raise ValueError(f"precision must be fp32, bf16 or fp16, got {options.precision!r}")
+    if options.fingerprint not in ("names", "full"):
+        raise ValueError(f"fingerprint must be names or full, got {options.fingerprint!r}")
     parse_codec(options.codec, options.dtype)
 
 
-def _load_models(names: Sequence[str], weights: str, seed: int, variant: str) -> Iterator[_Asked]:
-    """Each model once, with all of its sites that are asked for."""
-    by_base: dict[str, list[ModelName]] = {}
-    for name in models_.expand(names):
-        parsed = ModelName.parse(name)
-        by_base.setdefault(f"{parsed.base}~{parsed.variant}", []).append(parsed)
-    for members in by_base.values():
-        model = load_model(str(members[0]), weights=weights, seed=seed)
-        own = ModelName.parse(model.name)
-        yield _Asked(
-            model,
-            {
-                m.site: str(ModelName(own.base, m.site, own.variant or m.variant)
-                            .with_variant(variant))
-                for m in members
-            },
-        )  # fmt: skip
+def _check_views(views: int, splits: Sequence[str], datasets: Sequence[Dataset]) -> None:
+    """Refuse views that cannot be before any work is done."""
+    if views < 0:
+        raise ValueError(f"views must be 0 or more, got {views}")
+    if not views:
+        return
+    if splits and "train" not in splits:
+        raise ValueError(f"views are of the train split, and splits are {', '.join(splits)}")
+    for dataset in datasets:
+        if "train" not in dataset.splits:
+            raise ValueError(f"views are of the train split, and {dataset.name} has none")
+        if dataset.transform != "own":
+            transform_of(dataset, {}).augmented()  # refuses a study that publishes none
 
 
-def _by_transform(asked: Sequence[_Asked]) -> list[tuple[Transform, list[_Asked]]]:
-    groups: dict[Transform, list[_Asked]] = {}
-    for one in asked:
-        groups.setdefault(Transform.own(one.model.data_config), []).append(one)
-    return list(groups.items())
-
-
-def _modes_of(model: Model, modes: Sequence[BNMode]) -> list[BNMode]:
-    """BN modes to compute: one model without BatchNorm is the same in all of them."""
-    return [BNMode.EVAL] if model.bn_free else list(modes)
-
-
-def _count(members: Sequence[_Asked], modes: Sequence[BNMode]) -> int:
-    return sum(len(one.names) * len(_modes_of(one.model, modes)) for one in members)
-
-
-def _recipe(
-    model: Model,
-    site: str,
-    mode: BNMode,
-    transform: Transform,
-    dataset: Dataset,
-    images: ImageSplit,
-    options: Options,
-) -> Recipe:
-    train = dataset.split("train") if mode is BNMode.ADAPT else None
-    return recipe_of(model, site, mode, transform, images, train, options)
-
-
-def _open_writers(
-    members: Sequence[_Asked],
-    dataset: Dataset,
-    images: ImageSplit,
-    modes: Sequence[BNMode],
-    transform: Transform,
-    root: Path,
-    device: torch.device,
-    options: Options,
-    encoders: dict[tuple[str, BNMode], Encoder],
-    *,
-    overwrite: bool,
-) -> Iterator[Station]:
-    """A station for each model and BN mode of which any site is unfinished.
-
-    `encoders` keeps those that were made: one that was adapted to a dataset serves all its splits.
-    """
-    order = row_order(images.fingerprint, len(images))
-    rows = Rows(
-        [images.sample_ids[int(i)] for i in order], order, images.labels[order], images.categories
-    )
-    for one in members:
-        for mode in _modes_of(one.model, modes):
-            writers = {}
-            for site, name in one.names.items():
-                key = FeatureKey(name, dataset.name, mode)
-                recipe = _recipe(one.model, site, mode, transform, dataset, images, options)
-                if overwrite:
-                    Store(root).remove(key, images.name)
-                writer = resume(root, key, images.name, recipe, options.codec) or create(
-                    root, key, images.name, recipe, rows,
-                    width=one.widths[site], dtype=options.dtype, codec=options.codec,
-                    chunk_rows=chunk_rows_for(len(images), options.chunk_rows),
-                    notes=notes_of(one.model, dataset.info, device, options),
-                )  # fmt: skip
-                if not writer.split.complete:
-                    writers[site] = writer
-            if writers:
-                place = (one.model.name, mode)
-                if place not in encoders:
-                    encoders[place] = _encoder(one.model, list(one.names), mode, device, options)
-                yield Station(encoders[place], writers, adapts=mode is BNMode.ADAPT)
-
-
-def _encoder(
-    model: Model, sites: Sequence[str], mode: BNMode, device: torch.device, options: Options
-) -> Encoder:
-    # Modes other than `eval` change the module, which belongs to all of them.
-    module = model.module if mode is BNMode.EVAL else copy.deepcopy(model.module)
-    encoder = Encoder(
-        module,
-        sites,
-        mean=model.data_config["mean"],
-        std=model.data_config["std"],
-        device=device,
-        precision=options.precision,
-    )
-    if mode is BNMode.BATCH:
-        encoder.use_batch_statistics()
-    return encoder
+def _adapts(members: Sequence[Asked], modes: Sequence[BNMode]) -> bool:
+    return BNMode.ADAPT in modes and not all(one.model.bn_free for one in members)
 
 
 def _workers(asked: int | None, images: ImageSplit) -> int:
@@ -320,4 +235,12 @@ def _log_timing(
         file.write(json.dumps(line) + "\n")
 
 
-__all__ = ["Options", "Progress", "Summary", "choose_device", "extract", "stored_against_now"]
+__all__ = [
+    "Options",
+    "Progress",
+    "Summary",
+    "choose_device",
+    "extract",
+    "stored_against_now",
+    "transform_of",
+]

@@ -8,13 +8,17 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from featstore.datasets import ImageSplit, Transform
+from featstore.datasets.transforms import View
 from featstore.errors import BadImageError
 
-_Sample = tuple[Tensor | None, str]
+_Sample = tuple[list[Tensor] | None, str]
+Decoded = tuple[list[Tensor] | None, np.ndarray, list[str]]
+"""Pixels of a batch by transform, none if no image decodes; which do; why others do not."""
 
 
 def row_order(fingerprint: str, n: int) -> np.ndarray:
@@ -39,51 +43,65 @@ def batches_of(rows: range, batch_size: int) -> list[range]:
 
 @dataclass(frozen=True)
 class _Decoder(Dataset[_Sample]):
-    """Images by row, as pixels or as the reason why there are none."""
+    """Images by row, as pixels by each transform or as the reason why there are none."""
 
     images: ImageSplit
     order: np.ndarray
-    transform: Callable[..., Tensor]
+    transforms: Sequence[Callable[[Image.Image, int], Tensor]]
 
     def __getitem__(self, row: int) -> _Sample:
         position = int(self.order[row])
         try:
-            return self.transform(self.images.read(position)), ""
+            image = self.images.read(position)
+            return [transform(image, position) for transform in self.transforms], ""
         except BadImageError as error:  # raised by whoever waits for the batch, if at all
             return None, str(error)
 
 
-def _collate(samples: Sequence[_Sample]) -> tuple[Tensor | None, np.ndarray, list[str]]:
-    pixels = [image for image, _ in samples if image is not None]
-    valid = np.array([image is not None for image, _ in samples])
-    return (torch.stack(pixels) if pixels else None), valid, [e for _, e in samples if e]
+@dataclass(frozen=True)
+class _Plain:
+    """A transform that is the same for every image."""
+
+    transform: Callable[[Image.Image], Tensor]
+
+    def __call__(self, image: Image.Image, position: int) -> Tensor:
+        return self.transform(image)
+
+
+def _collate(samples: Sequence[_Sample]) -> Decoded:
+    pixels = [one for one, _ in samples if one is not None]
+    valid = np.array([one is not None for one, _ in samples])
+    stacked = [torch.stack(of_one) for of_one in zip(*pixels, strict=True)]
+    return stacked or None, valid, [error for _, error in samples if error]
 
 
 def decode(
     images: ImageSplit,
     order: np.ndarray,
-    transform: Transform,
+    transforms: Sequence[Transform | View],
     batches: Iterable[Sequence[int]],
     *,
     num_workers: int,
     skip_errors: bool,
     pin: bool = False,
-) -> Iterator[tuple[Tensor | None, np.ndarray, list[str]]]:
-    """For each batch of rows: (m, 3, h, w) uint8 of those that decode, which do, why others do not.
+) -> Iterator[Decoded]:
+    """For each batch of rows: (m, 3, h, w) uint8 by each transform, of those that decode.
 
-    `batches` is read ahead, in order.
+    An image is decoded once for all transforms. `batches` is read ahead, in order.
 
     Raises
     ------
     BadImageError
         An image cannot be decoded and `skip_errors` is false; names it.
     """
+    built = [one.build() if isinstance(one, View) else _Plain(one.build()) for one in transforms]
     loader = DataLoader(
-        _Decoder(images, order, transform.build()),
+        _Decoder(images, order, built),
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of row lists will do
         num_workers=num_workers,
         collate_fn=_collate,
         pin_memory=pin,
+        generator=torch.Generator(),  # else it would draw from the global one
     )
     for pixels, valid, errors in loader:
         if errors and not skip_errors:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from featstore.datasets import ImageSplit, Transform
+from featstore.datasets.transforms import View
 from featstore.errors import BadEmbeddingError, FeatStoreError
 from featstore.extraction.loader import batches_of, decode, row_order
 from featstore.models import Encoder
@@ -29,10 +30,11 @@ _QUEUED_WRITES = 4  # chunks held in memory while the disk is slower than the mo
 
 @dataclass
 class Station:
-    """An encoder, and the writer of each of its sites."""
+    """An encoder, the writer of each of its sites, and what the images go through before."""
 
     encoder: Encoder
     writers: Mapping[str, SplitWriter]
+    transform: Transform | View
     adapts: bool = False
 
 
@@ -66,7 +68,8 @@ def fill(
 ) -> int:
     """Compute every chunk that is missing, and finish the splits; returns images decoded.
 
-    Processes that fill the same split share its chunks; this returns when all are written.
+    `transform` is the plain one, by which models adapt, whatever their station's. Processes that
+    fill the same split share its chunks; this returns when all are written.
 
     Raises
     ------
@@ -82,7 +85,7 @@ def fill(
         _adapt(stations, train, transform, batch_size, num_workers, skip_errors, progress)
         try:
             done = _one_round(
-                stations, images, order, transform, open_chunks,
+                stations, images, order, open_chunks,
                 batch_size=batch_size, num_workers=num_workers, skip_errors=skip_errors,
                 progress=progress,
             )  # fmt: skip
@@ -119,7 +122,8 @@ def _adapt(
     skip_errors: bool,
     progress: Progress,
 ) -> None:
-    adapting = [s.encoder for s in stations if s.adapts and not s.encoder.adapted]
+    waiting = [s.encoder for s in stations if s.adapts and not s.encoder.adapted]
+    adapting = list({id(encoder): encoder for encoder in waiting}.values())  # views share theirs
     if not adapting or train is None:
         return
     rows = range(len(train))
@@ -130,11 +134,11 @@ def _adapt(
             stack.enter_context(encoder.adapting())
         done = 0
         for pixels, valid, _ in decode(
-            train, order, transform, batches, num_workers=num_workers, skip_errors=skip_errors
+            train, order, [transform], batches, num_workers=num_workers, skip_errors=skip_errors
         ):
             if pixels is not None:
                 for encoder in adapting:
-                    encoder(pixels)
+                    encoder(pixels[0])
             done += len(valid)
             progress(f"adapting to {train.dataset}", done, len(train))
 
@@ -143,7 +147,6 @@ def _one_round(
     stations: Sequence[Station],
     images: ImageSplit,
     order: np.ndarray,
-    transform: Transform,
     open_chunks: OpenChunks,
     *,
     batch_size: int,
@@ -166,16 +169,19 @@ def _one_round(
                     plan.append((work, batch))
                     yield batch
 
+    takers = [taker for wanting in open_chunks.values() for taker in wanting]
+    transforms = list(dict.fromkeys(station.transform for station, _, _ in takers))
     done = 0
     label = f"{images.dataset} {images.name}"
     pin = any(station.encoder.device.type == "cuda" for station in stations)
     with _Writing() as writing:
         for pixels, valid, errors in decode(
-            images, order, transform, _Once(claim_and_list()),
+            images, order, transforms, _Once(claim_and_list()),
             num_workers=num_workers, skip_errors=skip_errors, pin=pin,
         ):  # fmt: skip
             work, batch = plan.popleft()
-            _embed(work, pixels, valid)
+            by_transform = dict(zip(transforms, pixels, strict=True)) if pixels else {}
+            _embed(work, by_transform, valid)
             for error in errors:
                 log.warning("skipped: %s", error)
             if batch.stop == work.rows.stop:
@@ -196,16 +202,19 @@ class _Once:
         return self._batches
 
 
-def _embed(work: Work, pixels: torch.Tensor | None, valid: np.ndarray) -> None:
-    """Run each station that takes the chunk once, and keep the rows of each of its writers."""
+def _embed(work: Work, pixels: Mapping[Transform | View, torch.Tensor], valid: np.ndarray) -> None:
+    """Run each station that takes the chunk once, and keep the rows of each of its writers.
+
+    `pixels` is empty where no image of the batch could be read.
+    """
     work.valid.append(valid)
     embedded: dict[int, dict[str, torch.Tensor]] = {}
     for number, (station, site, writer) in enumerate(work.takers):
         writer.renew()
-        if id(station) not in embedded:
-            embedded[id(station)] = station.encoder(pixels) if pixels is not None else {}
+        if pixels and id(station) not in embedded:
+            embedded[id(station)] = station.encoder(pixels[station.transform])
         rows = np.zeros((len(valid), writer.split.shape[1]), np.float32)
-        if pixels is not None:
+        if pixels:
             rows[valid] = embedded[id(station)][site].cpu().numpy()
         work.parts.setdefault(number, []).append(rows)
 
@@ -227,7 +236,7 @@ def _check(work: Work, images: ImageSplit, order: np.ndarray) -> None:
                 else "holds NaN or infinity: try --precision fp32, or look at the weights"
             )
             raise BadEmbeddingError(
-                f"{writer.split.key.model}: the embedding of {images.dataset} {images.name} "
+                f"{writer.split.key.model}: the embedding of {images.dataset} {writer.split.name} "
                 f"{images.sample_ids[int(order[row])]} {reason}. Its chunk was not stored"
             )
 

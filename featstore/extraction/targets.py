@@ -11,10 +11,12 @@ from typing import Any
 import timm
 import torch
 
-from featstore.datasets import ImageSplit, Transform
+from featstore.datasets import Dataset, ImageSplit, Transform
+from featstore.datasets.transforms import View
 from featstore.extraction.loader import row_order
 from featstore.keys import FORMAT_VERSION, BNMode, Recipe
 from featstore.models import Model
+from featstore.store import view_name
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Options:
     batch_size : most images in a forward pass
     precision : fp32, or autocast to bf16 or fp16 ; dtype : float16 or float32, as stored
     codec : none, zstd or bitround:N ; chunk_rows : most rows in a chunk
+    fingerprint : of the images, by `names`, sizes and labels, or `full`, by every byte as well
     """
 
     batch_size: int = 64
@@ -33,14 +36,46 @@ class Options:
     dtype: str = "float16"
     codec: str = "none"
     chunk_rows: int = 2048
+    fingerprint: str = "names"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A split as it is to be stored: its images, and the transform that they go through.
+
+    `transform` is the plain one; a random view has one of its own besides.
+    """
+
+    images: ImageSplit
+    transform: Transform
+    view: View | None = None
+
+    @classmethod
+    def of(cls, images: ImageSplit, transform: Transform, view: int | None = None) -> Target:
+        """Target of a split as it is, or of a random view of it."""
+        if view is None:
+            return cls(images, transform)
+        return cls(images, transform, View.of(transform, images.fingerprint, view))
+
+    @property
+    def name(self) -> str:
+        """Of the split in the store."""
+        return view_name(self.view.number) if self.view else self.images.name
+
+
+def transform_of(dataset: Dataset, data_config: Mapping[str, Any]) -> Transform:
+    """Transform by which a dataset wants its images embedded: a model's own, or its study's."""
+    if dataset.transform == "own":
+        return Transform.own(data_config)
+    square = dataset.square if dataset.transform == "marks" else ""
+    return Transform.study(dataset.transform, square=square)
 
 
 def recipe_of(
     model: Model,
     site: str,
     bn_mode: BNMode,
-    transform: Transform,
-    images: ImageSplit,
+    target: Target,
     train: ImageSplit | None,
     options: Options,
 ) -> Recipe:
@@ -50,6 +85,8 @@ def recipe_of(
     they are batched; the batches matter in `batch` as well, and chunks, at whose edges they
     restart. Elsewhere the batch size changes no more than the last digit.
     """
+    images = target.images
+    seen = target.view.transform if target.view else target.transform
     order = row_order(images.fingerprint, len(images))
     fields: dict[str, Any] = {
         "format": FORMAT_VERSION,
@@ -57,10 +94,10 @@ def recipe_of(
         "arch": model.arch,
         "site": site or "pre-logits",
         "bn_mode": bn_mode.value,
-        "transform": {k: list(v) if isinstance(v, tuple) else v for k, v in transform.spec},
+        "transform": {k: list(v) if isinstance(v, tuple) else v for k, v in seen.spec},
         "mean": list(model.data_config["mean"]),
         "std": list(model.data_config["std"]),
-        "augmentation": "none",
+        "augmentation": target.view.facts if target.view else "none",
         "precision": options.precision,
         "dtype": options.dtype,
         "codec": options.codec,
@@ -72,6 +109,10 @@ def recipe_of(
         fields["chunk_rows"] = options.chunk_rows
     if train is not None:
         fields["adapted_to"] = train.fingerprint
+    if options.fingerprint == "full":
+        fields["bytes"] = images.bytes_digest
+        if train is not None:
+            fields["adapted_to_bytes"] = train.bytes_digest
     return Recipe(fields)
 
 

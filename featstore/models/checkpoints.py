@@ -7,7 +7,7 @@ import pickle
 import re
 import struct
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from featstore.errors import BadCheckpointError
 
 _NESTS = ("state_dict", "model")
-_PREFIX = "module."  # left by DataParallel
 # What the two readers raise on bytes that are cut or changed, PyTorch's pickle machine above all.
 _DAMAGE = (
     SafetensorError,
@@ -33,65 +32,105 @@ _DAMAGE = (
 )
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a safetensors file, or from a PyTorch file without running code in it.
+def read_file(path: Path) -> Any:
+    """All that a weights file holds: tensors, and plain values and containers of them.
+
+    A safetensors file gives tensors by name; of a PyTorch file no code is run.
 
     Raises
     ------
     BadCheckpointError
-        The file is absent, damaged, holds anything but tensors, or wants code to be run.
+        The file is absent, damaged, or wants code to be run.
     """
     if not path.is_file():
         raise BadCheckpointError(f"no weights at {path}. Check the path after file: or --weights")
     try:
         if path.suffix == ".safetensors":
-            loaded: Any = load_file(path)
-        else:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Detected pickle protocol")  # refused just after
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # refused just after
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         raise BadCheckpointError(
             f"{path} is not safe to load: besides tensors it holds {wanted[1]}, and loading that "
-            f"may run code. Save its state_dict alone, best as safetensors"
+            f"may run code. Take out the tensors first, which runs none: featstore convert {path}"
             if wanted
             else f"{path} is damaged, or no weights file that loads without running code in it. "
-            f"Fetch it again, or save its state_dict alone, best as safetensors"
+            f"Fetch it again, or take out the tensors: featstore convert {path}"
         ) from error
     except _DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadCheckpointError(
             f"{path} is damaged, or no weights file ({reason}). Fetch it again"
         ) from error
-    for nest in _NESTS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(nest), Mapping):
-            loaded = loaded[nest]
-            break
-    if not isinstance(loaded, Mapping) or not all(isinstance(t, Tensor) for t in loaded.values()):
-        raise BadCheckpointError(
-            f"{path} does not hold a state_dict (named tensors, bare or under "
-            f"{' or '.join(_NESTS)}). Save the model's state_dict() to it"
-        )
-    return {str(name).removeprefix(_PREFIX): tensor for name, tensor in loaded.items()}
 
 
-def fill(
-    module: nn.Module, state: Mapping[str, Tensor], path: Path, *, heads: Sequence[str]
-) -> None:
-    """Put a file's tensors into a module, all of them, less the classifiers named in `heads`.
+def tensors_in(content: Any, path: Path, *, nest: str = "") -> dict[str, Tensor]:
+    """Tensors by name from what a file holds.
 
-    Floating tensors are cast to the module's dtype: a file may hold half precision to save room.
+    Parameters
+    ----------
+    content : as `read_file` gives it ; path : of the file, for messages
+    nest : keys that lead to the tensors, joined by /; with "" they lie bare, or below `state_dict`
+        or `model`. A safetensors file has no nests: what made it has followed them.
 
     Raises
     ------
     BadCheckpointError
-        Names or shapes differ; says the first few.
+        There is no such nest, or something else than tensors in it; says what there is.
+    """
+    steps = nest.split("/") if nest and path.suffix != ".safetensors" else []
+    for depth, step in enumerate(steps):
+        if not isinstance(content, Mapping) or step not in content:
+            above = f"below {'/'.join(steps[:depth])}" if depth else "at its top"
+            raise BadCheckpointError(
+                f"{path} has no {step!r} {above}, where its tensors should be under {nest}; there "
+                f"is {listed(content)}. Check that it is the file meant, or where its tensors lie"
+            )
+        content = content[step]
+    if not nest and isinstance(content, Mapping):
+        content = next((content[n] for n in _NESTS if isinstance(content.get(n), Mapping)), content)
+    if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
+        where = f"under {nest}" if steps else f"bare or under {' or '.join(_NESTS)}"
+        raise BadCheckpointError(
+            f"{path} does not hold a state_dict (named tensors, {where}); there is "
+            f"{listed(content)}. Save the model's state_dict() to it"
+        )
+    return {str(name): tensor for name, tensor in content.items()}
+
+
+def listed(content: Any) -> str:
+    """The first few names that a file holds, or what it holds instead, for messages."""
+    if not isinstance(content, Mapping):
+        return f"one {type(content).__name__}"
+    names = [str(name) for name in content]
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"
+
+
+def fill(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    path: Path,
+    *,
+    heads: Sequence[str] = (),
+    fresh: Collection[str] = (),
+    check: str = "the architecture after #arch=",
+) -> None:
+    """Put a file's tensors into a module, all of them, less the classifiers named in `heads`.
+
+    Floating tensors are cast to the module's dtype: a file may hold half precision to save room.
+    What is named in `fresh` may keep its initial value; so may counters of training steps.
+
+    Raises
+    ------
+    BadCheckpointError
+        Names or shapes differ; says the first few, and to `check` what may be wrong.
     """
     own = module.state_dict()
     above = tuple(f"{head}." for head in heads)
     body = {name: t for name, t in state.items() if name in own or not name.startswith(above)}
-    missing = [name for name in own if name not in body and not name.endswith("_batches_tracked")]
+    missing = [n for n in own if n not in body and n not in fresh and not is_counter(n)]
     unexpected = [name for name in body if name not in own]
     reshaped = [
         f"{name} {tuple(body[name].shape)} for {tuple(own[name].shape)}"
@@ -110,16 +149,21 @@ def fill(
     if faults:
         raise BadCheckpointError(
             f"the weights in {path} do not fit {type(module).__name__} ({'; '.join(faults)}). "
-            f"Check the architecture after #arch="
+            f"Check {check}"
         )
     module.load_state_dict({**own, **body}, strict=True)
+
+
+def is_counter(name: str) -> bool:
+    """Whether a tensor counts training steps, which old files lack and no embedding depends on."""
+    return name.endswith("num_batches_tracked")
 
 
 def weights_sha256(module: nn.Module) -> str:
     """SHA-256 over all parameters and buffers by name, in hex: the same from whatever file."""
     hasher = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        if name.endswith("num_batches_tracked"):  # counts training steps; changes no embedding
+        if is_counter(name):
             continue
         values = tensor.detach().cpu().contiguous()
         hasher.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())

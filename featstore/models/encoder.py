@@ -98,11 +98,17 @@ def embed(module: nn.Module, pixels: Tensor, sites: Sequence[str]) -> dict[str, 
     space; `cls+avg` both side by side (DINOv2, arXiv:2304.07193, section 7.1); `cls-last4` the
     class tokens after the last four blocks, each through the final norm (DINO, arXiv:2104.14294).
 
+    Of a module without timm's `forward_features` and `forward_head`, its output is the embedding.
+
     Raises
     ------
     UnknownNameError
         The model has no class token, no blocks to take it from, or nothing to average.
+    ValueError
+        The output of a module that is not timm's is no embedding.
     """
+    if not (hasattr(module, "forward_features") and hasattr(module, "forward_head")):
+        return {site: _output(module, pixels, site) for site in sites}
     has_cls = getattr(module, "cls_token", None) is not None
     needs_cls = [site for site in sites if site.startswith("cls")]
     if needs_cls and not has_cls:
@@ -131,6 +137,25 @@ def embed(module: nn.Module, pixels: Tensor, sites: Sequence[str]) -> dict[str, 
         else:
             found[site] = module.forward_head(features, pre_logits=True)  # type: ignore[operator]
     return found
+
+
+def _output(module: nn.Module, pixels: Tensor, site: str) -> Tensor:
+    """What a module returns, (n, d), or (n, d, 1, 1) as a global pool leaves it."""
+    kind = type(module).__name__
+    if site:
+        raise UnknownNameError(
+            f"{kind} has no forward_features and forward_head as timm's models have, so its output "
+            f"is its one embedding; leave @{site} out"
+        )
+    rows = module(pixels)
+    if isinstance(rows, Tensor) and rows.ndim == 4 and rows.shape[2:] == (1, 1):
+        rows = rows.flatten(1)
+    if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != len(pixels):
+        found = f"shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
+        raise ValueError(
+            f"{kind} must return (n, d) or (n, d, 1, 1) for {len(pixels)} images, got {found}"
+        )
+    return rows
 
 
 def _check_has_blocks(module: nn.Module) -> None:

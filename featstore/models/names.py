@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from featstore.errors import UnknownNameError
+from featstore.home import user_catalogue
 from featstore.names import expand_sets, read_catalogue
+
+_FILES = ("tiny", "marks2024", "ericsson2021", "modern")
 
 SITES = ("cls", "avg", "cls+avg", "cls-last4")
 """Embedding sites that can be asked for; without one, the model's own pre-logits are taken."""
@@ -66,34 +71,111 @@ class Entry:
     Attributes
     ----------
     arch : a timm name, or one of the tiny study's architectures
-    weights : a file below the packaged data folder, or `random:SEED`
+    options : further arguments of `timm.create_model`
+    weights : `random:SEED`, `hub` (fetched by timm for the tag in `arch`), a file, or "" where
+        `urls` or `by_hand` say whence it comes; a file is relative to `folder`
     sets : studies that the model belongs to
-    backbone, family, method : what it is, for analysis
+    backbone, family, method : what it is, for analysis; `family` is fine (contrastive, clustering,
+        self-distillation, masked image modelling, pretext, ...)
+    paradigm : the coarse family: `discriminative`, `generative`, `supervised`,
+        `language-supervised`, `random`
     stage : `late`, `early` (a checkpoint of the same run), `random` (the floor) or ""
     lineage : the training run; models of one lineage are no independent draws
     pretraining : sources of the images it was trained on
+    epochs : of pretraining, 0 where not stated
+    urls : where the weights file is fetched from, tried in order
+    by_hand : where a person gets it, if no program can ; file : its name once fetched
+    sha256 : of the file, in hex; where unknown, that of the first fetch is kept and held to
+    converts : the file holds more than tensors, so that `featstore convert` must read it first
+    nest : keys that lead to the tensors within the file, joined by / ; "" where they lie bare, or
+        below `state_dict` or `model`; `haiku` for what `models.haiku` reads
+    rules : names from the file to names in the module, in order: see `models.remap`
+    site : what a bare name embeds, in words ; width : features there
+    mean, std : of the input, per channel, on the scale 0..1; empty: those of the architecture
+    interpolation, crop_pct, image_size : of the weights' own input; empty or 0: the architecture's
+    licence, imagenet_top1 (in %), imagenet_source : as stated by the authors; "" or 0 if not
+    unverified : what nobody has seen in the real file
+    note : what a user should know
+    folder : of the catalogue that it stands in, for the user's own
     """
 
     name: str
     arch: str
-    weights: str
+    weights: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
     sets: list[str] = field(default_factory=list)
     backbone: str = ""
     family: str = ""
+    paradigm: str = ""
     method: str = ""
     stage: str = ""
     lineage: str = ""
     pretraining: list[str] = field(default_factory=list)
     epochs: int = 0
+    urls: list[str] = field(default_factory=list)
+    by_hand: str = ""
+    file: str = ""
+    sha256: str = ""
+    converts: bool = False
+    nest: str = ""
+    rules: list[str] = field(default_factory=list)
+    site: str = ""
+    width: int = 0
+    mean: list[float] = field(default_factory=list)
+    std: list[float] = field(default_factory=list)
+    interpolation: str = ""
+    crop_pct: float = 0.0
+    image_size: int = 0
+    licence: str = ""
+    imagenet_top1: float = 0.0
+    imagenet_source: str = ""
+    unverified: str = ""
+    note: str = ""
     description: str = ""
+    folder: str = ""
 
 
-@cache
 def catalogue() -> dict[str, Entry]:
-    """All models known by name."""
-    return read_catalogue(Path(__file__).with_name("catalogue.toml"), Entry)
+    """All models known by name: those that ship, and the user's own."""
+    own = user_catalogue()
+    return _read(own, own.stat().st_mtime_ns if own.is_file() else 0)
+
+
+@lru_cache(maxsize=4)
+def _read(own: Path, _changed: int) -> dict[str, Entry]:
+    files = [Path(__file__).with_name("catalogue") / f"{name}.toml" for name in _FILES]
+    return read_catalogue(files, Entry, user=own, kind="models")
 
 
 def expand(names: Iterable[str]) -> list[str]:
-    """Model names with each set's name (`tiny`, `all`) replaced by its members, in order."""
-    return expand_sets(names, catalogue(), lambda name: str(ModelName.parse(name)))
+    """Model names with each set's name (`tiny`, `all`) replaced by its members, in order.
+
+    `file:runs/*.pt#arch=NAME` is replaced by its files, `epoch9` before `epoch10`.
+
+    Raises
+    ------
+    UnknownNameError
+        A pattern of files matches none.
+    """
+    every = [one for name in names for one in _series(name)]
+    return expand_sets(every, catalogue(), lambda name: str(ModelName.parse(name)))
+
+
+def _series(name: str) -> list[str]:
+    """Names of the files that a `file:` name with wildcards stands for; any other by itself."""
+    path, mark, rest = name.removeprefix("file:").rpartition("#arch=")
+    pattern = Path(path).expanduser()
+    is_pattern = name.startswith("file:") and mark and re.search(r"[*?[]", path)
+    if not is_pattern or pattern.exists():
+        return [name]
+    top = Path(pattern.anchor)
+    found = sorted(map(str, top.glob(str(pattern.relative_to(top)))), key=_by_number)
+    if not found:
+        raise UnknownNameError(f"no file matches {pattern}. Check the pattern after file:")
+    return [f"file:{one}#arch={rest}" for one in found]
+
+
+def _by_number(path: str) -> list[tuple[str, int]]:
+    """Sort key by which numbers within a name count as such."""
+    parts = re.findall(r"(\D*)(\d*)", path)
+    return [(text, int(digits or -1)) for text, digits in parts]

@@ -45,7 +45,15 @@ class Data:
 
     @classmethod
     def of_split(cls, split: Split) -> Data:
-        """A stored split, a block per chunk."""
+        """A stored split, a block per chunk.
+
+        Raises
+        ------
+        ProbeError
+            Its samples have several labels each.
+        """
+        if split.multi_label:
+            raise ProbeError(f"{split} is multi-label; no protocol for it yet. Leave it out")
         spans = [split.span(i) for i in range(len(split.chunk_digest))]
         return cls(
             stored_blocks(split),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numcodecs
@@ -23,6 +24,19 @@ ARRAYS = (
 """All arrays of a split."""
 
 SPLITS = ("train", "val", "test")
+
+_VIEW = re.compile(r"train\+aug(\d+)")
+
+
+def view_name(number: int) -> str:
+    """Name that a random view of the train split is stored under."""
+    return f"train+aug{number}"
+
+
+def view_number(name: str) -> int | None:
+    """Number of the random view that a split's name stands for, None for a plain split."""
+    found = _VIEW.fullmatch(name)
+    return int(found[1]) if found else None
 
 
 def chunk_rows_for(n_rows: int, most: int = CHUNK_ROWS) -> int:

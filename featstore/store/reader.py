@@ -15,7 +15,7 @@ import zarr
 
 from featstore.errors import CorruptStoreError, MissingFeaturesError, StoreMismatchError
 from featstore.keys import FORMAT_VERSION, FeatureKey, Recipe, encode_part
-from featstore.store.layout import digest_files, digest_metadata, digest_rows
+from featstore.store.layout import digest_files, digest_metadata, digest_rows, view_number
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,13 @@ class Split:
 
     @cached_property
     def label(self) -> np.ndarray:
-        """(n,) int64."""
+        """(n,) int64, or (n, c) int8 of a multi-label split: 1 present, 0 absent, -1 ignored."""
         return self.array("label")
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a sample may have several labels."""
+        return self._zarr_array("label").ndim == 2
 
     @cached_property
     def valid(self) -> np.ndarray:
@@ -101,6 +106,16 @@ class Split:
     def categories(self) -> list[str]:
         """Names of the categories in the order of their labels."""
         return list(self.attrs["categories"])
+
+    @property
+    def origin(self) -> str:
+        """Command that made the split, as far as it is known."""
+        key = self.key
+        place = f"-m {key.model} -d {key.dataset} --bn-mode {key.bn_mode}"
+        if "imported" not in self.recipe.fields:
+            return f"featstore extract {place}"
+        files = self.attrs.get("recorded", {}).get("files") or ["FILES"]
+        return f"featstore import {' '.join(files)} {place} --split {self.name}"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -156,8 +171,7 @@ class Split:
     def _corrupt(self, number: int, found: str) -> CorruptStoreError:
         return CorruptStoreError(
             f"{self} in {self.root}: chunk {number} is not what was written ({found}). Make it "
-            f"again: featstore extract -m {self.key.model} -d {self.key.dataset} "
-            f"--bn-mode {self.key.bn_mode} --overwrite"
+            f"again: {self.origin} --overwrite"
         )
 
     def verify(self) -> list[str]:
@@ -197,11 +211,15 @@ class Features:
 
     def __getitem__(self, name: str) -> Split:
         if name not in self.splits:
+            view = view_number(name)
+            wanted = f"--split {name}" if view is None else f"--views {view + 1}"
+            imported = any("imported" in one.recipe.fields for one in self.splits.values())
+            verb = "import FILES" if imported else "extract"
             raise MissingFeaturesError(
                 f"no finished features for {self.key} {name} "
                 f"({self.unfinished.get(name, 'nothing there')}). "
-                f"Run: featstore extract -m {self.key.model} -d {self.key.dataset} "
-                f"--bn-mode {self.key.bn_mode} --split {name}"
+                f"Run: featstore {verb} -m {self.key.model} -d {self.key.dataset} "
+                f"--bn-mode {self.key.bn_mode} {wanted}"
             )
         return self.splits[name]
 
@@ -265,9 +283,10 @@ class Store:
         }
         if not finished:
             state = ", ".join(f"{n} {how}" for n, how in unfinished.items()) or "nothing there"
+            nothing = f"featstore extract -m {key.model} -d {key.dataset} --bn-mode {key.bn_mode}"
+            command = next((split.origin for split in found.values()), nothing)
             raise MissingFeaturesError(
-                f"no finished features for {key} in {self.path} ({state}). Run: featstore extract "
-                f"-m {key.model} -d {key.dataset} --bn-mode {key.bn_mode}"
+                f"no finished features for {key} in {self.path} ({state}). Run: {command}"
             )
         return Features(key, finished, unfinished)
 

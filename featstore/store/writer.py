@@ -45,7 +45,7 @@ class Rows:
     ----------
     sample_id : n names
     index : (n,) int64 positions in the dataset
-    label : (n,) int64
+    label : (n,) int64, or (n, c) int8 of a multi-label split
     categories : names of the categories
     """
 
@@ -243,7 +243,15 @@ def _create_arrays(
         fill_value=0,
         dimension_names=("chunk",),
     )
-    for name, dtype_ in (("label", "int64"), ("index", "int64"), ("valid", "bool")):
+    more = rows.label.shape[1:]  # the categories of a multi-label split
+    group.create_array(
+        "label",
+        shape=(n, *more),
+        chunks=(chunk_rows, *more),
+        dtype="int8" if more else "int64",
+        dimension_names=("sample", "category")[: rows.label.ndim],
+    )
+    for name, dtype_ in (("index", "int64"), ("valid", "bool")):
         group.create_array(
             name, shape=(n,), chunks=(chunk_rows,), dtype=dtype_, dimension_names=("sample",)
         )

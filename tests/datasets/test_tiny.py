@@ -142,7 +142,7 @@ def test_unknown_names_are_refused_with_those_there_are():
 
 
 def test_the_catalogue_lists_each_set_with_one_in_domain():
-    path = Path(tiny.__file__).with_name("catalogue.toml")
+    path = Path(tiny.__file__).with_name("catalogue") / "tiny.toml"
     entries = {
         name: entry
         for name, entry in tomllib.loads(path.read_text()).items()

@@ -1,10 +1,8 @@
-"""Miniatures of torchvision's sets, in the formats they have on disk, read with official splits."""
+"""Miniatures of the sets that torchvision fetches, in the formats they have on disk."""
 
 import gzip
 import json
 import pickle
-import tomllib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +10,16 @@ import torchvision.datasets as tv
 from PIL import Image
 from scipy.io import savemat
 
-from featstore import datasets
-from featstore.datasets import load_dataset
-from featstore.datasets.torchvision_sets import SOURCES, load_split
-from featstore.errors import MissingDatasetError, UnknownNameError
+from featstore.datasets import Entry, catalogue, cifar, listed_sets, load_dataset, torchvision_sets
+from featstore.errors import (
+    BadImageError,
+    CatalogueError,
+    FeatStoreError,
+    MissingDatasetError,
+    UnknownNameError,
+)
+
+SOURCES = [*torchvision_sets.SOURCES, *listed_sets.SOURCES, *cifar.SOURCES]
 
 CIFAR10_CLASSES = [
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -87,8 +91,6 @@ def cifar10(root, monkeypatch):
             pickled(folder / file, data=rows[part], labels=labels[part].tolist(), batch_label=file)
         expected[split] = labels, rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     pickled(folder / "batches.meta", label_names=CIFAR10_CLASSES)
-    no_md5(monkeypatch, tv.CIFAR10, train_list=[[n, None] for n in names],
-           test_list=[["test_batch", None]], meta={**tv.CIFAR10.meta, "md5": None})  # fmt: skip
     return expected, CIFAR10_CLASSES
 
 
@@ -101,8 +103,6 @@ def cifar100(root, monkeypatch):
                 coarse_labels=(labels % 20).tolist())  # fmt: skip
         expected[split] = labels, rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     pickled(folder / "meta", fine_label_names=CIFAR100_CLASSES, coarse_label_names=["x"] * 20)
-    no_md5(monkeypatch, tv.CIFAR100, train_list=[["train", None]], test_list=[["test", None]],
-           meta={**tv.CIFAR100.meta, "md5": None})  # fmt: skip
     return expected, CIFAR100_CLASSES
 
 
@@ -176,19 +176,21 @@ def flowers102(root, monkeypatch):
 
 
 def food101(root, monkeypatch):
-    """JSON of lists without extension; cheese_plate sorts before cheesecake."""
+    """Lists without extension; classes.txt is sorted but for cheesecake before cheese_plate."""
     base, expected = root / "food-101", {}
+    lines(base / "meta" / "classes.txt", ["apple_pie", "cheesecake", "cheese_plate"])
     for number, split in enumerate(("train", "test")):
         listed = {c: [f"{c}/{10 * number + i}" for i in range(3)] for c in
                   ("cheesecake", "apple_pie", "cheese_plate")}  # fmt: skip
         lines(base / "meta" / f"{split}.json", [json.dumps(listed)])
         files = [file for members in listed.values() for file in members]
+        lines(base / "meta" / f"{split}.txt", files)
         seeds = [100 * number + i for i in range(9)]
         for file, seed in zip(files, seeds, strict=True):
             write(base / "images" / f"{file}.jpg", seed)
-        labels = [2, 2, 2, 0, 0, 0, 1, 1, 1]
+        labels = [1, 1, 1, 0, 0, 0, 2, 2, 2]
         expected[split] = labels, seeds, [f"food-101/images/{f}.jpg" for f in files]
-    return expected, ["apple_pie", "cheese_plate", "cheesecake"]
+    return expected, ["apple_pie", "cheesecake", "cheese_plate"]
 
 
 def oxford_pets(root, monkeypatch):
@@ -414,13 +416,18 @@ def test_the_partition_comes_from_the_path_below_the_root_and_not_from_the_root(
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_set_that_is_not_on_disk_says_where_it_was_looked_for_and_how_to_get_it(name, tmp_path):
+    how = (
+        "place its files there by hand"
+        if name == "stanford_cars"
+        else f"featstore datasets {name} --download --data-root {tmp_path / 'data sets'}"
+    )
     root = tmp_path / "data sets"
     dataset = load_dataset(name, data_root=root)  # asking for the name alone touches no disk
     for split in dataset.splits:
         with pytest.raises(MissingDatasetError) as caught:
             dataset.split(split)
         assert str(caught.value).startswith(f"{name} is not below {root}")
-        assert f"featstore datasets {name} --download --data-root {root}" in str(caught.value)
+        assert how in str(caught.value)
         assert "\n" not in str(caught.value)
     assert not root.exists()
 
@@ -436,18 +443,11 @@ def test_a_listed_image_that_is_absent_is_named(name, tmp_path, monkeypatch):
     assert str(tmp_path) in str(caught.value)
 
 
-def test_a_damaged_file_counts_as_missing(tmp_path, monkeypatch):
-    with monkeypatch.context() as patched:
-        cifar10(tmp_path, patched)
-    with pytest.raises(MissingDatasetError, match="not found or corrupted"):  # the real md5s hold
-        load_dataset("cifar10", data_root=tmp_path).split("train")
-
-
 def no_network(*args, **kwargs):
     raise OSError("[Errno -3] Temporary failure in name resolution")
 
 
-@pytest.mark.parametrize("name", ["cifar10", "mnist", "svhn", "dtd", "sun397", "stanford_cars"])
+@pytest.mark.parametrize("name", ["cifar10", "mnist", "svhn", "dtd", "sun397", "eurosat"])
 def test_a_download_that_fails_says_so(name, tmp_path, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     dataset = load_dataset(name, data_root=tmp_path / "new", download=True)
@@ -462,13 +462,16 @@ def test_the_lists_of_sun397_are_fetched_with_it_or_said_to_be_missing(tmp_path,
     (tmp_path / "SUN397" / "Training_01.txt").unlink()
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     with pytest.raises(MissingDatasetError, match=r"official split could not be fetched to .*SUN"):
-        load_split("sun397", "train", tmp_path, download=True)
+        load_dataset("sun397", data_root=tmp_path, download=True).split("train")
 
 
-def test_the_catalogue_names_what_can_be_read_and_nothing_else():
-    listing = tomllib.loads(Path(datasets.__file__).with_name("catalogue.toml").read_text())
-    read = {name for name, entry in listing.items() if entry["reader"] == "torchvision"}
-    assert read == set(SOURCES)
+@pytest.mark.parametrize("module", [torchvision_sets, listed_sets, cifar])
+def test_the_catalogue_names_what_can_be_read_and_nothing_else(module, tmp_path):
+    reader = {torchvision_sets: "torchvision", listed_sets: "listed", cifar: "cifar"}[module]
+    read = {name for name, entry in catalogue().items() if entry.reader == reader}
+    assert read == set(module.SOURCES)
+    with pytest.raises(CatalogueError, match=f"mine: the reader '{reader}' reads .*, "):
+        module.read(Entry("mine", reader), "train", tmp_path, download=False)
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -491,3 +494,252 @@ def test_a_root_may_be_relative(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images = load_dataset("dtd", data_root="sets").split("val")
     assert list(images.sample_ids) == expected["val"][2]
+
+
+TORCHVISION = {
+    "cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100, "dtd": tv.DTD, "fgvc_aircraft": tv.FGVCAircraft,
+    "food101": tv.Food101, "stanford_cars": tv.StanfordCars,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_images_and_names_of_their_classes_are_those_that_torchvision_reads(
+    name, tmp_path, monkeypatch
+):
+    MINIATURES[name](tmp_path, monkeypatch)
+    no_md5(monkeypatch, tv.CIFAR10, train_list=[[f"data_batch_{i}", None] for i in range(1, 6)],
+           test_list=[["test_batch", None]], meta={**tv.CIFAR10.meta, "md5": None})  # fmt: skip
+    no_md5(monkeypatch, tv.CIFAR100, train_list=[["train", None]], test_list=[["test", None]],
+           meta={**tv.CIFAR100.meta, "md5": None})  # fmt: skip
+    split = {"train": False} if name.startswith("cifar") else {"split": "test"}
+    theirs = TORCHVISION[name](str(tmp_path), **split)
+    ours = load_dataset(name, data_root=tmp_path).split("test")
+    assert len(ours) == len(theirs) > 0
+    for row, (image, label) in enumerate(theirs):
+        assert ours.categories[ours.labels[row]] == theirs.classes[label]
+        np.testing.assert_array_equal(np.asarray(ours.read(row)), np.asarray(image.convert("RGB")))
+
+
+def test_pets_have_the_names_and_labels_that_torchvision_reads(tmp_path, monkeypatch):
+    oxford_pets(tmp_path, monkeypatch)
+    theirs = tv.OxfordIIITPet(
+        str(tmp_path), split="test"
+    )  # asked for an image, it leaves a file open
+    ours = load_dataset("oxford_pets", data_root=tmp_path).split("test")
+    assert ours.labels.tolist() == theirs._labels
+    assert list(ours.categories) == theirs.classes
+    assert [tmp_path / sample for sample in ours.sample_ids] == theirs._images
+
+
+LISTS = {
+    "dtd": ("dtd/dtd", ["labels/test1.txt"]),
+    "fgvc_aircraft": ("fgvc-aircraft-2013b/data", ["variants.txt", "images_variant_test.txt"]),
+    "food101": ("food-101", ["meta/test.txt"]),
+    "oxford_pets": ("oxford-iiit-pet", ["annotations/test.txt", "annotations/trainval.txt"]),
+    "stanford_cars": (
+        "stanford_cars", ["devkit/cars_meta.mat", "cars_test_annos_withlabels.mat"],
+    ),
+    "sun397": ("SUN397", ["ClassName.txt"]),
+}  # fmt: skip
+
+
+def complaint(name, root, split="test", kind=FeatStoreError):
+    with pytest.raises(kind) as caught:
+        load_dataset(name, data_root=root).split(split)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(name)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "file"), [(n, f) for n, (_, fs) in LISTS.items() for f in fs])
+def test_a_missing_list_file_is_named(name, file, tmp_path, monkeypatch):
+    MINIATURES[name](tmp_path, monkeypatch)
+    (tmp_path / LISTS[name][0] / file).unlink()
+    if name == "food101":
+        (tmp_path / "food-101" / "meta" / "test.json").unlink()
+    said = complaint(name, tmp_path, kind=MissingDatasetError)
+    assert f"{tmp_path / LISTS[name][0] / file} is missing" in said
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_folder_within_its_like_is_said_to_lie_too_deep(name, tmp_path, monkeypatch):
+    MINIATURES[name](tmp_path / "new", monkeypatch)
+    base = tmp_path / LISTS[name][0]
+    base.mkdir(parents=True)
+    (tmp_path / "new" / LISTS[name][0]).rename(base / base.name)
+    said = complaint(name, tmp_path, kind=MissingDatasetError)
+    if name == "sun397":  # whose lists may lie elsewhere
+        assert "Testing_01.txt" in said
+    else:
+        assert f"{name} lies one folder too deep" in said
+        assert str(base / base.name) in said
+
+
+@pytest.mark.parametrize(("name", "file"), [(n, f) for n, (_, fs) in LISTS.items() for f in fs])
+def test_lists_may_have_other_line_ends_and_empty_lines(name, file, tmp_path, monkeypatch):
+    MINIATURES[name](tmp_path, monkeypatch)
+    path = tmp_path / LISTS[name][0] / file
+    before = load_dataset(name, data_root=tmp_path).split("test")
+    if path.suffix == ".txt":
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().strip().replace(b"\n", b"\r\n\r\n"))
+    assert load_dataset(name, data_root=tmp_path).split("test").fingerprint == before.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "line", "said"),
+    [
+        (
+            "dtd",
+            "labels/test1.txt",
+            "spotted/spotted_0001.jpg",
+            "the class 'spotted', which is non",
+        ),
+        (
+            "fgvc_aircraft",
+            "images_variant_test.txt",
+            "0000200 Concorde",
+            "the class 'Concorde', wh",
+        ),
+        ("fgvc_aircraft", "images_variant_test.txt", "0000200", "cannot be understood"),
+        ("food101", "meta/test.txt", "soup/1", "the class 'soup', which is none of its 3"),
+        (
+            "oxford_pets",
+            "annotations/test.txt",
+            "Abyssinian_1 9 1 1",
+            "no image has the class id 4",
+        ),
+        (
+            "oxford_pets",
+            "annotations/test.txt",
+            "Abyssinian_1 0 1 1",
+            "no image has the class id 4",
+        ),
+        (
+            "oxford_pets",
+            "annotations/test.txt",
+            "Abyssinian_1 cat",
+            "cannot be understood (invalid ",
+        ),
+        (
+            "sun397",
+            "Testing_01.txt",
+            "/a/attic/sun_x.jpg",
+            "the class 'attic', which is none of its 4",
+        ),
+    ],
+)
+def test_a_line_of_no_class_is_refused(name, file, line, said, tmp_path, monkeypatch):
+    MINIATURES[name](tmp_path, monkeypatch)
+    path = tmp_path / LISTS[name][0] / file
+    path.write_text(f"{path.read_text()}\n{line}\n")
+    assert said in complaint(name, tmp_path, kind=BadImageError)
+
+
+def cars_list(path, **changes):
+    fields = {"class": np.uint8(1), "fname": "00001.jpg"} | changes
+    row = np.zeros((1, 2), [(name, object) for name in fields])
+    row[0, 0] = row[0, 1] = tuple(fields.values())
+    savemat(path, {"annotations": row})
+
+
+def test_a_car_of_no_class_is_refused_and_class_196_fits_its_eight_bits(tmp_path, monkeypatch):
+    stanford_cars(tmp_path, monkeypatch)
+    base = tmp_path / "stanford_cars"
+    place = base / "cars_test_annos_withlabels.mat"
+    for number in (0, 4, 255):
+        cars_list(place, **{"class": np.uint8(number)})
+        said = complaint("stanford_cars", tmp_path, kind=BadImageError)
+        assert f"has the label {number - 1}, counted from 0, and there are 3 categories" in said
+    names = np.empty(196, object)
+    names[:] = [f"car {i}" for i in range(196)]
+    savemat(base / "devkit" / "cars_meta.mat", {"class_names": names[None]})
+    cars_list(place, **{"class": np.uint8(196)})
+    assert (
+        load_dataset("stanford_cars", data_root=tmp_path).split("test").labels.tolist() == [195] * 2
+    )
+
+
+def test_the_list_of_cars_without_classes_is_told_from_that_with_them(tmp_path, monkeypatch):
+    stanford_cars(tmp_path, monkeypatch)
+    base = tmp_path / "stanford_cars"
+    (base / "cars_test_annos_withlabels.mat").rename(base / "devkit" / "with.mat")
+    row = np.zeros((1, 1), [("bbox_x1", object), ("fname", object)])
+    row[0, 0] = (np.uint16(1), "00001.jpg")
+    savemat(base / "cars_test_annos_withlabels.mat", {"annotations": row})
+    said = complaint("stanford_cars", tmp_path, kind=BadImageError)
+    assert "holds no classes" in said
+    (base / "cars_test_annos_withlabels.mat").unlink()
+    (base / "devkit" / "with.mat").rename(base / "devkit" / "cars_test_annos_withlabels.mat")
+    labels = load_dataset("stanford_cars", data_root=tmp_path).split("test").labels
+    assert labels.tolist() == [2, 0, 1, 2]
+
+
+@pytest.mark.parametrize("content", [b"", b"MATLAB 5.0 MAT-file, cut", b"\x00" * 200])
+def test_a_damaged_list_of_cars_is_refused(content, tmp_path, monkeypatch):
+    stanford_cars(tmp_path, monkeypatch)
+    (tmp_path / "stanford_cars" / "cars_test_annos_withlabels.mat").write_bytes(content)
+    said = complaint("stanford_cars", tmp_path, kind=BadImageError)
+    assert "cannot be understood" in said
+
+
+def test_a_damaged_mat_of_flowers_counts_as_missing(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        flowers102(tmp_path, patched)
+    complaint("flowers102", tmp_path, kind=MissingDatasetError)  # the real md5s hold
+
+
+def test_the_classes_of_textures_are_the_folders_whichever_a_list_names(tmp_path, monkeypatch):
+    dtd(tmp_path, monkeypatch)
+    listing = tmp_path / "dtd" / "dtd" / "labels" / "test1.txt"
+    lines(listing, [line for line in listing.read_text().split() if line.startswith("zig")])
+    images = load_dataset("dtd", data_root=tmp_path).split("test")
+    assert (images.labels.tolist(), images.categories) == ([1, 1], ("banded", "zigzagged"))
+
+
+def test_textures_may_lie_where_the_archive_puts_them(tmp_path, monkeypatch):
+    expected, _ = dtd(tmp_path / "new", monkeypatch)
+    (tmp_path / "new" / "dtd" / "dtd").rename(tmp_path / "dtd")
+    images = load_dataset("dtd", data_root=tmp_path).split("test")
+    assert images.labels.tolist() == expected["test"][0]
+
+
+@pytest.mark.parametrize("place", ["eurosat/EuroSAT_RGB", "EuroSAT/2750", "EuroSAT/EuroSAT_RGB"])
+def test_eurosat_may_have_its_other_names(place, tmp_path):
+    eurosat(tmp_path / "new")
+    (tmp_path / place).parent.mkdir()
+    (tmp_path / "new" / "eurosat" / "2750").rename(tmp_path / place)
+    assert len(load_dataset("eurosat", data_root=tmp_path).split("train")) == 24
+
+
+def test_food_without_its_list_of_classes_is_sorted_and_said_to_be(tmp_path, monkeypatch, caplog):
+    food101(tmp_path, monkeypatch)
+    meta = tmp_path / "food-101" / "meta"
+    with_classes = load_dataset("food101", data_root=tmp_path).split("test")
+    (meta / "test.txt").unlink()  # the JSON says the same
+    assert load_dataset("food101", data_root=tmp_path).split("test").fingerprint == (
+        with_classes.fingerprint
+    )
+    (meta / "classes.txt").unlink()
+    images = load_dataset("food101", data_root=tmp_path).split("test")
+    assert images.categories == ("apple_pie", "cheese_plate", "cheesecake")
+    assert "swaps cheesecake and cheese_plate" in caplog.text
+
+
+def test_another_number_of_images_than_was_published_is_said(tmp_path, monkeypatch, caplog):
+    dtd(tmp_path, monkeypatch)
+    load_dataset("dtd", data_root=tmp_path).split("val")
+    assert "dtd val has 4 images here, 1880 were published" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["cifar10", "mnist", "dtd", "sun397"])
+def test_nothing_is_fetched_offline(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEATSTORE_OFFLINE", "1")
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("fetched"))
+    with pytest.raises(MissingDatasetError, match="FEATSTORE_OFFLINE or HF_HUB_OFFLINE is set"):
+        load_dataset(name, data_root=tmp_path, download=True).split("train")
+
+
+def test_what_is_there_is_read_offline(tmp_path, monkeypatch):
+    dtd(tmp_path, monkeypatch)
+    monkeypatch.setenv("FEATSTORE_OFFLINE", "1")
+    assert len(load_dataset("dtd", data_root=tmp_path, download=True).split("train")) == 4

@@ -18,9 +18,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from timm.data import create_transform, resolve_model_data_config
 
 import featstore
-from featstore import extraction
 from featstore.errors import BadEmbeddingError, BadImageError, FeatStoreError, StoreMismatchError
-from featstore.extraction import passes, stored_against_now, targets
+from featstore.extraction import passes, stations, stored_against_now, targets
 from featstore.keys import BNMode, FeatureKey
 from featstore.store import SplitWriter, Store
 
@@ -143,7 +142,7 @@ def test_batch_mode_does_not_leak_the_labels_of_a_sorted_folder(tmp_path, monkey
     chance, deviation = 0.25, (0.25 * 0.75 / 120) ** 0.5
     assert abs(accuracy_on_plain_images(root, tmp_path / "a.zarr") - chance) < 4 * deviation
     # The folder's own order, class by class, does leak: the images are such that it shows.
-    for module in (extraction, passes, targets):
+    for module in (stations, passes, targets):
         monkeypatch.setattr(module, "row_order", lambda fingerprint, n: np.arange(n))
     assert accuracy_on_plain_images(root, tmp_path / "b.zarr") > chance + 4 * deviation
 

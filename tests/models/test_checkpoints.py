@@ -14,7 +14,8 @@ from torch import nn
 
 from featstore.errors import BadCheckpointError
 from featstore.models import create_backbone, load_model
-from featstore.models.checkpoints import fill, read_state, weights_sha256
+from featstore.models.checkpoints import fill, read_file, tensors_in, weights_sha256
+from featstore.models.remap import PLAIN, remap
 
 
 @pytest.fixture
@@ -44,6 +45,11 @@ def of_data_parallel(state):
 
 
 CONTAINERS = [bare, under_state_dict, under_model, of_data_parallel]
+
+
+def read_state(path):
+    state = tensors_in(read_file(path), path)
+    return {target: state[source] for target, source in remap(state, PLAIN, path).items()}
 
 
 def same(found, expected):
@@ -245,7 +251,7 @@ def test_a_file_that_would_run_code_is_refused_and_did_not(how, protocol, state,
         torch.save(content, path, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
     message = refusal(path)
     assert "not safe to load" in message or "without running code" in message
-    assert "state_dict alone, best as safetensors" in message
+    assert message.endswith(f"featstore convert {path}")
     assert not sprung.exists()
 
     # The trap is a real one: a loader that trusts the file springs it.
@@ -276,6 +282,59 @@ def test_what_a_file_holds_besides_tensors_is_named(content, named, tmp_path):
 def test_what_is_no_state_dict_is_refused(content, tmp_path):
     torch.save(content, tmp_path / "w.pt")
     assert "does not hold a state_dict" in refusal(tmp_path / "w.pt")
+
+
+NESTED = {"epoch": 3, "outer": {"inner": {"a.weight": torch.ones(2)}, "heads": []}, "lr": 0.1}
+
+
+def test_a_nest_leads_to_the_tensors(tmp_path):
+    torch.save(NESTED, tmp_path / "w.pt")
+    found = tensors_in(read_file(tmp_path / "w.pt"), tmp_path / "w.pt", nest="outer/inner")
+    same(found, {"a.weight": torch.ones(2)})
+
+
+def test_a_safetensors_file_has_no_nests(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file({"a.weight": torch.ones(2)}, path)
+    same(tensors_in(read_file(path), path, nest="outer/inner"), {"a.weight": torch.ones(2)})
+
+
+@pytest.mark.parametrize(
+    ("nest", "said"),
+    [
+        ("state_dict", "no 'state_dict' at its top, where its tensors should be under state_dict; "
+                       "there is epoch, outer, lr."),
+        ("outer/trunk", "no 'trunk' below outer, where its tensors should be under outer/trunk; "
+                        "there is inner, heads."),
+        ("epoch/inner", "no 'inner' below epoch, where its tensors should be under epoch/inner; "
+                        "there is one int."),
+        ("outer/inner/a.weight", "(named tensors, under outer/inner/a.weight); there is one "),
+        ("outer", "does not hold a state_dict (named tensors, under outer); there is inner, heads"),
+        ("", "(named tensors, bare or under state_dict or model); there is epoch, outer, lr."),
+    ],
+)  # fmt: skip
+def test_a_wrong_nest_is_refused_with_what_there_is(nest, said, tmp_path):
+    path = tmp_path / "w.pt"
+    torch.save(NESTED, path)
+    with pytest.raises(BadCheckpointError) as caught:
+        tensors_in(read_file(path), path, nest=nest)
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_fresh_may_be_missing_and_keeps_its_value_and_nothing_else_may(
+    resnet, state, tmp_path
+):
+    taken = ["bn1.weight", "bn1.bias"]
+    for name in taken:
+        del state[name]
+    other = create_backbone("tiny-resnet", seed=2)
+    with pytest.raises(BadCheckpointError, match=r"\(1 missing: bn1\.bias\)\. Check the sky"):
+        fill(other, state, tmp_path, fresh=taken[:1], check="the sky")
+    fill(other, state, tmp_path, fresh=taken)
+    assert torch.equal(other.bn1.weight, torch.ones(64))
+    assert torch.equal(other.conv1.weight, resnet.conv1.weight)
 
 
 def test_one_changed_bit_changes_the_hash_of_the_weights(resnet):

@@ -1,14 +1,16 @@
 """Models by name: from the catalogue, timm, a file, or drawn at random, and what each is called."""
 
+import json
 import time
 
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from timm.data import resolve_model_data_config
 
-from featstore.errors import BadCheckpointError, UnknownNameError
+from featstore.errors import BadCheckpointError, CatalogueError, UnknownNameError
 from featstore.models import DATA, catalogue, create_backbone, load_model
 from featstore.models.checkpoints import weights_sha256
 
@@ -51,8 +53,8 @@ def test_random_weights_are_part_of_the_name():
     assert model.name == "timm:resnet18~random0"
     assert model.arch == "resnet18"
     assert model.info == {
-        "backbone": "resnet18", "family": "random", "method": "random", "stage": "random",
-        "lineage": "timm:resnet18 random0", "pretraining": [],
+        "backbone": "resnet18", "family": "random", "paradigm": "random", "method": "random",
+        "stage": "random", "lineage": "timm:resnet18 random0", "pretraining": [],
     }  # fmt: skip
     assert model.weights == weights_sha256(create_backbone("resnet18", seed=0))
     assert not model.module.training
@@ -126,6 +128,18 @@ def test_weights_may_be_given_as_a_file(tmp_path):
     assert file.info["backbone"] == "test_vit"
 
 
+def test_files_that_differ_in_their_numbers_alone_are_of_one_run(tmp_path):
+    names = ("run1/epoch9", "run1/epoch10", "run2/epoch9", "run1/last")
+    lineages = {}
+    for number, name in enumerate(names):
+        path = tmp_path / f"{name}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        save_file(create_backbone("test_vit", seed=number).state_dict(), path)
+        lineages[name] = load_model(f"file:{path}#arch=test_vit").info["lineage"]
+    assert lineages["run1/epoch9"] == lineages["run1/epoch10"]
+    assert len(set(lineages.values())) == 3
+
+
 def test_a_file_may_start_with_the_home_folder(tmp_path, monkeypatch):
     save_file(create_backbone("tiny-vit", seed=4).state_dict(), tmp_path / "w.safetensors")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -155,6 +169,161 @@ def test_without_network_and_cache_it_says_what_to_do_and_at_once(offline):
         caught.value
     )
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["resnet50-a1", "dinov3-convnext-tiny", "ijepa-h14"])
+def test_told_to_be_offline_it_asks_no_network_and_then_forgets_that(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("FEATSTORE_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked"))
+    begun = time.perf_counter()
+    with pytest.raises(BadCheckpointError, match="no pretrained weights for timm:"):
+        load_model(name)
+    assert time.perf_counter() - begun < 10
+    assert not constants.HF_HUB_OFFLINE
+
+
+def toml(value):
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{k} = {json.dumps(v)}" for k, v in value.items()) + " }"
+    return json.dumps(value)
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Writes the user's own catalogue, of one model."""
+    monkeypatch.setenv("FEATSTORE_HOME", str(tmp_path))
+
+    def write(**fields):
+        lines = [f"{field} = {toml(value)}" for field, value in fields.items()]
+        text = "\n".join(["[models.mine]", *lines])
+        (tmp_path / "catalogue.toml").write_text(text + "\n")
+        return tmp_path
+
+    return write
+
+
+def test_weights_of_a_users_entry_lie_beside_its_catalogue(own, tmp_path, monkeypatch):
+    folder = own(arch="tiny-vit", weights="runs/w.safetensors", family="contrastive")
+    (folder / "runs").mkdir()
+    save_file(create_backbone("tiny-vit", seed=4).state_dict(), folder / "runs" / "w.safetensors")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    model = load_model("mine@avg")
+    assert model.weights == weights_sha256(create_backbone("tiny-vit", seed=4))
+    assert (model.name, model.info["family"]) == ("mine", "contrastive")
+
+
+def test_a_users_entry_may_have_a_nest_and_rules(own):
+    folder = own(
+        arch="test_vit", weights="w.pt", nest="teacher",
+        rules=[r"keep ^backbone\.", r"sub ^backbone\. ->"],
+    )  # fmt: skip
+    body = create_backbone("test_vit", seed=4).state_dict()
+    teacher = {f"backbone.{name}": t for name, t in body.items()} | {"head.w": torch.ones(3)}
+    torch.save({"student": {}, "teacher": teacher}, folder / "w.pt")
+    expected = weights_sha256(create_backbone("test_vit", seed=4))
+    assert load_model("mine").weights == expected
+    # With --weights: in the authors' form, in the module's, and with its classifier.
+    torch.save({"teacher": teacher}, folder / "nested.pt")
+    torch.save({"state_dict": body}, folder / "plain.pt")
+    save_file(teacher, folder / "converted.safetensors")
+    save_file(body | {"head.weight": torch.ones(3, 64)}, folder / "classifier.safetensors")
+    for file in ("nested.pt", "plain.pt", "converted.safetensors", "classifier.safetensors"):
+        model = load_model("mine", weights=str(folder / file))
+        assert model.weights == expected
+        assert model.name == f"mine~{file.partition('.')[0]}"
+    save_file(body | {"neck.weight": torch.ones(3)}, folder / "neck.safetensors")
+    with pytest.raises(BadCheckpointError, match=r"none of the weights of mine; there is "):
+        load_model("mine", weights=str(folder / "neck.safetensors"))
+
+
+@pytest.mark.parametrize("classifier", [True, False])
+def test_byol_converted_by_others_is_taken_as_a_users_file(classifier, tmp_path):
+    with torch.device("meta"):
+        shapes = timm.create_model("resnet50").state_dict()
+    state = {
+        name: torch.full((), float(i)).expand(one.shape).to(one.dtype)
+        for i, (name, one) in enumerate(shapes.items())
+        if classifier or not name.startswith("fc.")
+    }
+    torch.save({"state_dict": state}, tmp_path / "converted.pth")
+    model = load_model("byol-deepmind-resnet50", weights=str(tmp_path / "converted.pth"))
+    found = model.module.state_dict()
+    assert len(found) == 318
+    assert all(torch.equal(tensor, state[name]) for name, tensor in found.items())
+
+
+def test_what_no_rule_names_is_refused(own):
+    folder = own(arch="test_vit", weights="w.pt", rules=[r"sub ^net\. ->"])
+    body = create_backbone("test_vit", seed=4).state_dict()
+    torch.save({f"net.{n}": t for n, t in body.items()} | {"head.weight": torch.ones(1)},
+               folder / "w.pt")  # fmt: skip
+    with pytest.raises(BadCheckpointError) as caught:
+        load_model("mine")
+    assert "(1 unexpected: head.weight). Check that it is the file of mine" in str(caught.value)
+
+
+def test_a_users_entry_says_its_input_and_its_options(own):
+    own(
+        arch="test_vit", weights="random:3", options={"global_pool": "avg"}, image_size=96,
+        mean=[0.1, 0.2, 0.3], interpolation="bilinear",
+    )  # fmt: skip
+    model = load_model("mine")
+    plain = load_model("timm:test_vit~random3")
+    stated = {"input_size": (3, 96, 96), "mean": (0.1, 0.2, 0.3), "interpolation": "bilinear"}
+    assert model.data_config == plain.data_config | stated
+    assert (model.module.global_pool, plain.module.global_pool) == ("avg", "token")
+
+
+def test_an_option_that_the_architecture_has_not_is_refused(own):
+    own(arch="test_vit", weights="random:3", options={"colour": "red"})
+    with pytest.raises(CatalogueError, match="mine: test_vit has no such option .*colour"):
+        load_model("mine")
+
+
+def test_a_users_entry_may_be_code(own, tmp_path, monkeypatch):
+    (tmp_path / "my_factory.py").write_text(
+        "from featstore import create_backbone\n\n\n"
+        "def make():\n    return create_backbone('tiny-vit', seed=4)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    own(arch="mine", weights="py:my_factory:make")
+    assert load_model("mine").weights == weights_sha256(create_backbone("tiny-vit", seed=4))
+    for name in ("mine", "py:my_factory:make"):
+        with pytest.raises(BadCheckpointError, match="cannot be had at random"):
+            load_model(name, weights="random")
+
+
+def test_two_training_runs_of_the_same_weights_are_told(own, caplog):
+    folder = own(arch="tiny-vit")
+    state = create_backbone("tiny-vit", seed=4).state_dict()
+    text = "".join(
+        f'[models.{name}]\narch = "tiny-vit"\nby_hand = "ask"\nfile = "{name}.safetensors"\n'
+        f'lineage = "{name[0]}"\n'
+        for name in ("a1", "a2", "b")
+    )
+    (folder / "catalogue.toml").write_text(text)
+    (folder / "weights").mkdir()
+    for name in ("a1", "a2", "b"):
+        save_file(state, folder / "weights" / f"{name}.safetensors")
+
+    def told(name):
+        caplog.clear()
+        load_model(name)
+        return [r.getMessage() for r in caplog.records if "very weights" in r.getMessage()]
+
+    assert told("a1") == told("a2") == []  # of one run
+    assert [line.partition(":")[0] for line in told("b")] == [
+        "b has the very weights of a1", "b has the very weights of a2",
+    ]  # fmt: skip
+    assert len(told("a2")) == 1
+    (folder / "weights.json").write_text("{cut o")
+    assert told("b") == []  # written anew
+    assert len(told("a1")) == 1
 
 
 def test_an_architecture_of_which_nobody_published_weights_says_so(offline):

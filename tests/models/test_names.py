@@ -57,7 +57,8 @@ def test_variants_add_up():
 def test_a_set_stands_for_its_members_in_order_and_each_name_comes_once():
     tiny = [name for name, entry in catalogue().items() if "tiny" in entry.sets]
     assert len(tiny) >= 12
-    assert expand(["tiny"]) == expand(["all"]) == tiny
+    assert expand(["tiny"]) == tiny
+    assert expand(["all"]) == [*catalogue()]
     assert expand([tiny[3], "tiny"]) == [tiny[3], *tiny[:3], *tiny[4:]]
     assert expand(["timm:resnet50@avg", tiny[0], "timm:resnet50@avg", "timm:resnet50"]) == [
         "timm:resnet50@avg", tiny[0], "timm:resnet50",
@@ -79,3 +80,26 @@ def test_an_unknown_name_comes_with_at_most_three_that_are_near_best_first():
         "unknown model 'resnet5'. Did you mean resnet50 or resnet34 or resnet18? See LIST"
     )
     assert str(unknown("model", "qqq", known, "See LIST")) == "unknown model 'qqq'. See LIST"
+
+
+def test_a_pattern_stands_for_its_files_in_the_order_of_their_numbers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/epoch10.pt", "runs/epoch9.pt", "runs/last.pt", "runs/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    expected = [f"file:runs/{n}.pt#arch=resnet50@avg" for n in ("epoch9", "epoch10", "last")]
+    assert expand(["file:runs/*.pt#arch=resnet50@avg", "file:runs/last.pt#arch=resnet50@avg"]) == (
+        expected
+    )
+
+
+def test_a_pattern_that_matches_nothing_is_refused(tmp_path):
+    with pytest.raises(UnknownNameError, match=r"no file matches .*\*\.pt. Check the pattern"):
+        expand([f"file:{tmp_path}/*.pt#arch=resnet50"])
+
+
+def test_a_file_whose_name_holds_a_star_is_itself(tmp_path):
+    (tmp_path / "a*.pt").touch()
+    (tmp_path / "ab.pt").touch()
+    name = f"file:{tmp_path}/a*.pt#arch=resnet50"
+    assert expand([name]) == [name]

@@ -14,7 +14,7 @@ from featstore.models.tiny import ARCHITECTURES
 CATALOGUE = {
     name: entry
     for name, entry in tomllib.loads(
-        Path(tiny.__file__).with_name("catalogue.toml").read_text()
+        Path(tiny.__file__).with_name("catalogue").joinpath("tiny.toml").read_text()
     ).items()
     if "tiny" in entry.get("sets", ())
 }

@@ -50,7 +50,7 @@ def convert(
             raise unknown("model or file", model, catalogue(), "featstore models lists them")
         target = out or file.with_suffix(".safetensors")
         done = take_out(file, target, nest=nest or "", trust=trust)
-    elif out is None and entry.converts and is_converted(entry):
+    elif out is None and not entry.weights and is_converted(entry):
         path = weights_file(entry)
         typer.echo(json.dumps({"path": str(path)}) if as_json else f"{path} is there already")
         return

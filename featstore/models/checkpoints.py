@@ -32,10 +32,14 @@ _DAMAGE = (
 )
 
 
-def read_file(path: Path) -> Any:
+def read_file(path: Path, *, name: str = "") -> Any:
     """All that a weights file holds: tensors, and plain values and containers of them.
 
     A safetensors file gives tensors by name; of a PyTorch file no code is run.
+
+    Parameters
+    ----------
+    name : what `featstore convert` is to be told, by default the path
 
     Raises
     ------
@@ -54,10 +58,10 @@ def read_file(path: Path) -> Any:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         raise BadCheckpointError(
             f"{path} is not safe to load: besides tensors it holds {wanted[1]}, and loading that "
-            f"may run code. Take out the tensors first, which runs none: featstore convert {path}"
+            f"may run code. Take out the tensors first, which runs none: featstore convert {name or path}"
             if wanted
             else f"{path} is damaged, or no weights file that loads without running code in it. "
-            f"Fetch it again, or take out the tensors: featstore convert {path}"
+            f"Fetch it again, or take out the tensors: featstore convert {name or path}"
         ) from error
     except _DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -109,10 +109,8 @@ def convert_entry(
     BadCheckpointError
         As `convert` and `original_file`.
     """
-    if out is None and not entry.converts:
-        raise ValueError(
-            f"{entry.name} needs no conversion; give --out to write a file all the same"
-        )
+    if entry.weights:
+        raise ValueError(f"{entry.name} has no published file to convert; give the file's path")
     source = original_file(entry, progress=progress)
     target = out or converted_path(entry)
     done = convert(source, target, nest=entry.nest if nest is None else nest, trust=trust)

@@ -39,7 +39,7 @@ def weights_file(entry: Entry, *, progress: Progress | None = None) -> Path:
     CatalogueError
         The entry's `file` is no name of a file.
     """
-    if not entry.converts:
+    if not entry.converts and not is_converted(entry):
         return original_file(entry, progress=progress)
     converted = converted_path(entry)
     if converted.exists():
@@ -103,6 +103,8 @@ def record_converted(entry: Entry, converted: Path) -> None:
 
 def is_converted(entry: Entry) -> bool:
     """Whether the file of `converted_path` is there, and was made by `featstore convert`."""
+    if original_path(entry).suffix == ".safetensors":
+        return False
     path = converted_path(entry)
     source = _records().get(_key(path), {}).get("source")
     return path.exists() and source == _key(original_path(entry))
@@ -119,7 +121,7 @@ def status(entry: Entry) -> str:
         users = entry.folder and not entry.weights.startswith(("random:", "py:"))
         there = not users or Path(entry.folder, entry.weights).expanduser().exists()
         return "ready" if there else "by hand"
-    if entry.converts and is_converted(entry):
+    if is_converted(entry):
         return "ready"
     if original_path(entry).exists():
         return "convert" if entry.converts else "ready"

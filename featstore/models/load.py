@@ -219,16 +219,19 @@ def _pretrained(entry: Entry) -> nn.Module:
     if entry.weights:
         folder = Path(entry.folder) if entry.folder else DATA
         return _from_file(entry, folder / Path(entry.weights).expanduser())
-    return _from_file(entry, weights_file(entry))
+    return _from_file(entry, weights_file(entry), published=True)
 
 
-def _from_file(entry: Entry, path: Path, *, users: bool = False) -> nn.Module:
+def _from_file(
+    entry: Entry, path: Path, *, users: bool = False, published: bool = False
+) -> nn.Module:
     """Backbone filled from a weights file by the entry's nest and rules.
 
-    A file of the user's may have the names of the module instead, and is then taken as it is.
+    A file of the user's may have the names of the module instead, and is then taken as it is; the
+    published one is converted by the entry's name.
     """
     module = create_module(entry)
-    content = read_file(path)
+    content = read_file(path, name=entry.name if published else "")
     heads = classifiers(module)
     plain = not (entry.rules or entry.nest) or (users and _fits(module, content, path, heads))
     nest, rules = ("", PLAIN) if plain else (entry.nest, entry.rules or PLAIN)

@@ -36,7 +36,7 @@ class LogisticRegression(Protocol):
 
     log10_c: tuple[float, ...]
     held_out: float = 0.1
-    path_tolerance: float = 1e-2
+    path_tolerance: float = 1e-3
     path_iterations: int = 200
     tolerance: float = 1e-4
     max_iterations: int = 2000

@@ -24,8 +24,9 @@ from typer.testing import CliRunner
 
 from featstore import cli
 from featstore.errors import BadCheckpointError
+from featstore.models import create_backbone, load_model
 from featstore.models.convert import convert, convert_entry
-from featstore.models.fetch import weights_file
+from featstore.models.fetch import status, weights_file
 from featstore.models.names import catalogue
 
 
@@ -80,7 +81,9 @@ def state():
     }
     return of_dtypes | {
         "shared.1": whole[4:10],
-        "shared.2": whole.view(4, 6)[:, 1:3],
+        "shared.2": whole[:8],
+        "tied": whole[4:10],
+        "strided": whole.view(4, 6)[:, 1:3],
         "transposed": whole.view(4, 6).T,
         "expanded": torch.full((), 2.5).expand(30, 40),
         "parameter": nn.Parameter(torch.randn(2, generator=draw)),
@@ -107,6 +110,12 @@ def test_the_usual_nests_are_found_without_being_named(save, nest, source, targe
     save({nest: state(), "epoch": 3}, source)
     convert(source, target)
     same(load_file(target), state())
+
+
+def test_a_nest_without_tensors_does_not_hide_those_that_lie_bare(source, target):
+    zipped({"a": torch.ones(2), "model": {"depth": 50}}, source)
+    assert convert(source, target).left_out == ("model",)
+    same(load_file(target), {"a": torch.ones(2)})
 
 
 @BOTH
@@ -831,9 +840,19 @@ def test_the_command_converts_a_file(source):
 
 def test_the_command_refuses_what_it_does_not_know_or_need(home):
     assert "unknown model or file 'mone'" in str(run("mone").exception)
-    zipped(state(), home / "bare.pth")
-    with pytest.raises(ValueError, match="needs no conversion"):
-        convert_entry(catalogue()["bare"])
+    with pytest.raises(ValueError, match="tiny-vit-mae has no published file to convert"):
+        convert_entry(catalogue()["tiny-vit-mae"])
+
+
+def test_a_file_that_holds_more_than_its_entry_says_is_converted_by_the_entrys_name(home):
+    weights = create_backbone("resnet18", seed=4).state_dict()
+    held = {"state_dict": weights, "args": argparse.Namespace(lr=0.1)}
+    zipped(held, home / "bare.pth")
+    with pytest.raises(BadCheckpointError, match=r"argparse\.Namespace.*featstore convert bare$"):
+        load_model("bare")
+    assert "tensors" in run("bare").output
+    assert status(catalogue()["bare"]) == "ready"
+    same(load_model("bare").module.state_dict(), weights)
 
 
 def test_the_help_says_what_is_risked():

@@ -105,6 +105,25 @@ def test_logreg_chooses_c_on_rows_it_was_not_fitted_on(data):
     assert run("logreg", make_task(x, y, z, t)).certificate["C"] == pytest.approx(best)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_logreg_does_not_choose_a_c_whose_converged_fit_is_far_worse(seed):
+    # A fit that stops early at a tiny C guesses well, and its optimum is one class for all.
+    rng = np.random.default_rng(seed)
+    sides = []
+    for n in (300, 200):
+        y = np.sort(rng.integers(0, 3, n))
+        x = rng.normal(size=(n, 7)).astype(np.float32)
+        x[np.arange(n), y] += 2
+        sides += [x, y]
+    x, y, z, t = sides
+    best = max(
+        LogisticRegression(C=10.0**c, max_iter=5000, tol=1e-8).fit(x, y).score(z, t)
+        for c in range(-6, 6)
+    )
+    found = featstore.score(x, y, z, t, protocol="logreg")["top1"]["value"]
+    assert found > best - 0.05
+
+
 def test_logreg_of_two_classes_has_scikit_learns_c():
     x, y, z, t = make_data(3, n_categories=2)
     measured = run("logreg+log10_c=-1+tolerance=1e-9", make_task(x, y, z, t))

@@ -58,7 +58,8 @@ def read_file(path: Path, *, name: str = "") -> Any:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         raise BadCheckpointError(
             f"{path} is not safe to load: besides tensors it holds {wanted[1]}, and loading that "
-            f"may run code. Take out the tensors first, which runs none: featstore convert {name or path}"
+            f"may run code. Take out the tensors first, which runs none: "
+            f"featstore convert {name or path}"
             if wanted
             else f"{path} is damaged, or no weights file that loads without running code in it. "
             f"Fetch it again, or take out the tensors: featstore convert {name or path}"

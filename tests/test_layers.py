@@ -12,8 +12,8 @@ LAYERS = [
     {"store", "names", "fetch"},
     {"blocks", "results"},
     {"models", "datasets", "probes"},
-    {"extraction", "analysis"},
-    {"sweep", "plan", "transfer"},
+    {"extraction", "analysis", "transfer"},
+    {"sweep", "plan"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

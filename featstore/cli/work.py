@@ -85,12 +85,15 @@ def extract(
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(asdict(done)))
-        return
-    rate = f", {done.images / done.seconds:.0f} images/s" if done.images else ""
-    typer.echo(
-        f"{done.filled} splits filled, {done.up_to_date} up to date; {done.images} images decoded "
-        f"in {done.seconds:.1f} s{rate} -> {store}"
-    )
+    else:
+        rate = f", {done.images / done.seconds:.0f} images/s" if done.images else ""
+        left = f"; {len(done.failed)} models or datasets left out, as said" if done.failed else ""
+        typer.echo(
+            f"{done.filled} splits filled, {done.up_to_date} up to date; {done.images} images "
+            f"decoded in {done.seconds:.1f} s{rate} -> {store}{left}"
+        )
+    if done.failed:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: featstore probe -p knn-marks -p logreg -d digits")

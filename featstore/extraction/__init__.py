@@ -19,7 +19,7 @@ from torch import nn
 from featstore import datasets as datasets_
 from featstore import models as models_
 from featstore.datasets import Dataset, ImageSplit, load_dataset
-from featstore.errors import UnknownNameError
+from featstore.errors import FeatStoreError, MissingDatasetError, UnknownNameError
 from featstore.extraction.asked import Asked, by_transform, load_asked
 from featstore.extraction.passes import Progress, Station, fill
 from featstore.extraction.stations import Opener
@@ -38,12 +38,14 @@ class Summary:
     Attributes
     ----------
     filled, up_to_date : splits, over all keys ; images : decoded ; seconds : in all
+    failed : models and datasets that could not be had, and why; the others were done
     """
 
     filled: int
     up_to_date: int
     images: int
     seconds: float
+    failed: tuple[str, ...] = ()
 
 
 def extract(
@@ -75,6 +77,8 @@ def extract(
 
     Models that share an input transform share one decoding pass; sites of a model share one
     forward pass. Interrupted at any moment, the same call goes on with the chunks that are missing.
+    A model or dataset that is not there is left out, said in the log and in the summary, as long
+    as there are others.
 
     Parameters
     ----------
@@ -110,12 +114,23 @@ def extract(
     loaded = [load_dataset(name, data_root=data_root, download=download)
               for name in datasets_.expand(datasets)]  # fmt: skip
     _check_views(views, splits, loaded)
-    asked = list(load_asked(models, weights, seed, variant))
+    failed: list[FeatStoreError] = []
+    asked = list(load_asked(models, weights, seed, variant, failed))
     Store(store)  # refuses another format version before any work is done
     begun = time.perf_counter()
-    filled = up_to_date = decoded = 0
+    filled = up_to_date = decoded = missing = 0
     for dataset in loaded:
         split_of = cache(dataset.split)
+        try:
+            for name in splits or dataset.splits:
+                split_of(name)
+        except MissingDatasetError as error:
+            failed.append(error)
+            missing += 1
+            if missing == len(loaded):
+                raise
+            log.warning("left out: %s", error)
+            continue
         for transform, members in by_transform(asked, dataset):
             opener = Opener(members, dataset, modes, Path(store), target, options, overwrite)
             for name in splits or dataset.splits:
@@ -136,7 +151,8 @@ def extract(
                 )  # fmt: skip
                 decoded += done
                 _log_timing(Path(store), stations, done, time.perf_counter() - started, target)
-    return Summary(filled, up_to_date, decoded, time.perf_counter() - begun)
+    told = tuple(str(error) for error in failed)
+    return Summary(filled, up_to_date, decoded, time.perf_counter() - begun, told)
 
 
 def stored_against_now(

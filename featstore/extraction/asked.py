@@ -15,7 +15,7 @@ from torch import nn
 
 from featstore import models as models_
 from featstore.datasets import Dataset, Transform
-from featstore.errors import FeatStoreError
+from featstore.errors import BadCheckpointError, FeatStoreError
 from featstore.extraction.targets import Options, transform_of
 from featstore.keys import BNMode
 from featstore.models import Encoder, Model, ModelName, load_model
@@ -82,14 +82,22 @@ class Asked:
 
 
 def load_asked(
-    models: Sequence[str] | Mapping[str, nn.Module], weights: str, seed: int, variant: str
+    models: Sequence[str] | Mapping[str, nn.Module],
+    weights: str,
+    seed: int,
+    variant: str,
+    failed: list[FeatStoreError],
 ) -> Iterator[Asked]:
     """Each model once, with all of its sites that are asked for.
 
+    One whose weights cannot be had is left out, for the reason added to `failed`.
+
     Raises
     ------
-    FeatStoreError
-        A model of a name cannot be had.
+    BadCheckpointError
+        None can be had.
+    UnknownNameError
+        There is no model of a name.
     ValueError
         A module's name is one of the catalogue, or it is given with weights.
     """
@@ -100,12 +108,18 @@ def load_asked(
     if isinstance(models, Mapping) and weights != "pretrained":
         raise ValueError(f"modules come with their weights, so leave out weights {weights!r}")
     for members in by_base.values():
-        first = next(iter(members))
-        model = (
-            _of_modules({name: models[name] for name in members})
-            if isinstance(models, Mapping)
-            else load_model(first, weights=weights, seed=seed)
-        )
+        try:
+            model = (
+                _of_modules({name: models[name] for name in members})
+                if isinstance(models, Mapping)
+                else load_model(next(iter(members)), weights=weights, seed=seed)
+            )
+        except BadCheckpointError as error:
+            failed.append(error)
+            if len(failed) == len(by_base):
+                raise
+            log.warning("left out: %s", error)
+            continue
         own = ModelName.parse(model.name)
         names = {
             one.site: str(

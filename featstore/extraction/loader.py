@@ -21,15 +21,6 @@ Decoded = tuple[list[Tensor] | None, np.ndarray, list[str]]
 """Pixels of a batch by transform, none if no image decodes; which do; why others do not."""
 
 
-def row_order(fingerprint: str, n: int) -> np.ndarray:
-    """(n,) int64 permutation seeded by a split's fingerprint: position in the dataset of each row.
-
-    From the raw stream of PCG64, which NumPy promises to keep, unlike `permutation`.
-    """
-    draws = np.random.PCG64(int(fingerprint[:32], 16)).random_raw(n)
-    return np.argsort(draws, kind="stable").astype(np.int64)
-
-
 def batches_of(rows: range, batch_size: int) -> list[range]:
     """Rows cut into the fewest batches of at most `batch_size`, as even as can be.
 

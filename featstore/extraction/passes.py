@@ -16,9 +16,9 @@ import torch
 from featstore.datasets import ImageSplit, Transform
 from featstore.datasets.transforms import View
 from featstore.errors import BadEmbeddingError, FeatStoreError
-from featstore.extraction.loader import batches_of, decode, row_order
+from featstore.extraction.loader import batches_of, decode
 from featstore.models import Encoder
-from featstore.store import SplitWriter
+from featstore.store import SplitWriter, row_order
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,11 @@ import torch
 
 from featstore.datasets import Dataset, ImageSplit
 from featstore.extraction.asked import Asked, encoder_of
-from featstore.extraction.loader import row_order
 from featstore.extraction.passes import Station
 from featstore.extraction.targets import Options, Target, notes_of, recipe_of
 from featstore.keys import BNMode, FeatureKey
 from featstore.models import Encoder, Model
-from featstore.store import Rows, Store, chunk_rows_for, create, resume
+from featstore.store import Rows, Store, chunk_rows_for, create, resume, row_order
 
 
 @dataclass(frozen=True)

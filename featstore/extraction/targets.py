@@ -13,10 +13,9 @@ import torch
 
 from featstore.datasets import Dataset, ImageSplit, Transform
 from featstore.datasets.transforms import View
-from featstore.extraction.loader import row_order
 from featstore.keys import FORMAT_VERSION, BNMode, Recipe
 from featstore.models import Model
-from featstore.store import view_name
+from featstore.store import row_order, view_name
 
 
 @dataclass(frozen=True)

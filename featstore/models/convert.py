@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from featstore.errors import BadCheckpointError
 from featstore.fetch import Progress
 from featstore.models.containers import DAMAGE, opened, tensor_of
-from featstore.models.fetch import converted_path, original_file, record_converted
+from featstore.models.fetch import converted_path, forget, original_file, record_converted
 from featstore.models.haiku import TENSORS, backbone_in, in_torch_shape
 from featstore.models.names import Entry
 from featstore.models.unpickle import ArrayRecord, TensorRecord
@@ -113,7 +113,12 @@ def convert_entry(
         raise ValueError(f"{entry.name} has no published file to convert; give the file's path")
     source = original_file(entry, progress=progress)
     target = out or converted_path(entry)
-    done = convert(source, target, nest=entry.nest if nest is None else nest, trust=trust)
+    try:
+        done = convert(source, target, nest=entry.nest if nest is None else nest, trust=trust)
+    except BadCheckpointError:
+        if not target.exists():  # else that is what is wrong, not the source
+            forget(source)
+        raise
     if out is None:
         record_converted(entry, target)
     return done

@@ -110,6 +110,23 @@ def is_converted(entry: Entry) -> bool:
     return path.exists() and source == _key(original_path(entry))
 
 
+def keep(path: Path) -> None:
+    """Remember that a file's tensors were the model's, so that its SHA-256 stays recorded."""
+    record = _records().get(_key(path), {})
+    if record and not record.get("proven"):
+        _record(path, record | {"proven": True})
+
+
+def forget(path: Path) -> None:
+    """Take back what was recorded of a file that turned out to be no weights of the model.
+
+    A page saved in place of a file, or a wrong file, would else be what the right one is held to.
+    """
+    record = _records().get(_key(path), {})
+    if record and not record.get("proven") and "source" not in record:
+        _record(path, None)
+
+
 def status(entry: Entry) -> str:
     """`ready`, `fetchable`, `convert` or `by hand`: the next step to the weights of an entry.
 
@@ -230,12 +247,14 @@ def _records() -> dict[str, dict[str, Any]]:
     return found
 
 
-def _record(path: Path, record: dict[str, Any]) -> None:
+def _record(path: Path, record: dict[str, Any] | None) -> None:
     records = _folder() / _RECORDS
     partial = records.with_name(f"{_RECORDS}.{os.getpid()}.partial")
     try:
         with _locked(records.with_name(f"{_RECORDS}.lock")):
-            changed = _records() | {_key(path): record}
+            changed = {name: one for name, one in _records().items() if name != _key(path)}
+            if record is not None:
+                changed[_key(path)] = record
             partial.write_text(json.dumps(changed, indent=1, sort_keys=True), encoding="utf-8")
             partial.replace(records)
     except OSError as error:  # weights that others keep may be read-only

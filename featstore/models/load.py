@@ -24,7 +24,7 @@ from featstore.models.checkpoints import (
     weights_sha256,
 )
 from featstore.models.encoder import batch_norms
-from featstore.models.fetch import weights_file
+from featstore.models.fetch import forget, keep, weights_file
 from featstore.models.hub import from_hub
 from featstore.models.names import Entry, ModelName, catalogue
 from featstore.models.remap import PLAIN, fresh, remap
@@ -219,7 +219,14 @@ def _pretrained(entry: Entry) -> nn.Module:
     if entry.weights:
         folder = Path(entry.folder) if entry.folder else DATA
         return _from_file(entry, folder / Path(entry.weights).expanduser())
-    return _from_file(entry, weights_file(entry), published=True)
+    path = weights_file(entry)
+    try:
+        module = _from_file(entry, path, published=True)
+    except BadCheckpointError:
+        forget(path)
+        raise
+    keep(path)
+    return module
 
 
 def _from_file(

@@ -3,7 +3,14 @@
 `<store>/<model>/<dataset>/<bn_mode>/<split>/` holds one split's embeddings.
 """
 
-from featstore.store.layout import SPLITS, chunk_rows_for, parse_codec, view_name, view_number
+from featstore.store.layout import (
+    SPLITS,
+    chunk_rows_for,
+    parse_codec,
+    row_order,
+    view_name,
+    view_number,
+)
 from featstore.store.reader import Features, Split, Store
 from featstore.store.writer import Rows, SplitWriter, create, resume
 
@@ -18,6 +25,7 @@ __all__ = [
     "create",
     "parse_codec",
     "resume",
+    "row_order",
     "view_name",
     "view_number",
 ]

@@ -39,6 +39,15 @@ def view_number(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def row_order(fingerprint: str, n: int) -> np.ndarray:
+    """(n,) int64 permutation seeded by a split's fingerprint: position in the dataset of each row.
+
+    From the raw stream of PCG64, which NumPy promises to keep, unlike `permutation`.
+    """
+    draws = np.random.PCG64(int(fingerprint[:32], 16)).random_raw(n)
+    return np.argsort(draws, kind="stable").astype(np.int64)
+
+
 def chunk_rows_for(n_rows: int, most: int = CHUNK_ROWS) -> int:
     """Rows per chunk that fill the fewest chunks evenly, so that no chunk is a stub of one row."""
     n_chunks = max(1, -(-n_rows // most))

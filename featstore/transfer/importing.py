@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from featstore.errors import BadArrayError, BadEmbeddingError, StoreMismatchError
-from featstore.extraction.loader import row_order
 from featstore.keys import FORMAT_VERSION, FeatureKey, Recipe, canonical_json
 from featstore.store import (
     SPLITS,
@@ -23,6 +22,7 @@ from featstore.store import (
     create,
     parse_codec,
     resume,
+    row_order,
 )
 from featstore.store.layout import round_rows
 from featstore.transfer.choosing import Found, choose

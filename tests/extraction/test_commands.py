@@ -64,3 +64,28 @@ def test_what_cannot_be_is_one_line(run, arguments, message):
     assert (status, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_what_cannot_be_had_is_left_out_and_the_rest_is_embedded(run, monkeypatch, caplog):
+    monkeypatch.setenv("FEATSTORE_OFFLINE", "1")
+    asked = ("-m", "byol-resnet50", "-m", "swav-resnet50", "-d", "cub")
+    status, out, _ = run(*EXTRACT, "folder:photos", *asked)
+    assert status == 1
+    assert "2 splits filled" in out
+    assert "3 models or datasets left out" in out
+    for name in ("byol-resnet50", "swav-resnet50", "cub"):
+        told = [one for one in caplog.messages if one.startswith("left out:") and name in one]
+        assert len(told) == 1
+    status, out, _ = run(*EXTRACT, "folder:photos", *asked, "--json")
+    assert (status, json.loads(out)["up_to_date"], len(json.loads(out)["failed"])) == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [("-m", "byol-resnet50", "-d", "folder:photos"), ("-m", "tiny-vit-random", "-d", "cub")],
+)
+def test_where_nothing_can_be_had_the_reason_is_the_error(run, asked):
+    status, out, err = run("extract", *asked, "--num-workers", 0)
+    assert (status, out) == (1, "")
+    assert err.startswith("featstore: ")
+    assert err.count("\n") == 1

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featstore.extraction.loader import batches_of, row_order
+from featstore.extraction.loader import batches_of
+from featstore.store import row_order
 
 
 @given(st.integers(0, 500), st.integers(1, 600), st.integers(1, 64))

@@ -386,3 +386,24 @@ def test_an_unknown_architecture_is_refused():
         create_backbone("resnet17")
     with pytest.raises(UnknownNameError, match="unknown weights 'resnet18.nobody'"):
         create_backbone("resnet18.nobody", seed=0)
+
+
+def test_a_file_that_is_no_weights_is_not_what_the_right_one_is_held_to(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEATSTORE_HOME", str(tmp_path))
+    (tmp_path / "catalogue.toml").write_text('[models.mine]\narch = "test_vit"\nfile = "w.pth"\n')
+    (tmp_path / "weights").mkdir()
+    place = tmp_path / "weights" / "w.pth"
+    wrong = create_backbone("test_resnet", seed=1).state_dict()
+    right = create_backbone("test_vit", seed=1).state_dict()
+    for content in (b"<html>Sign in</html>", b"\x80\x02junk", wrong):
+        if isinstance(content, bytes):
+            place.write_bytes(content)
+        else:
+            torch.save(content, place)
+        with pytest.raises(BadCheckpointError, match=r"w\.pth"):
+            load_model("mine")
+    torch.save(right, place)
+    assert torch.equal(load_model("mine").module.state_dict()["cls_token"], right["cls_token"])
+    torch.save(create_backbone("test_vit", seed=2).state_dict(), place)  # proven: now it is held to
+    with pytest.raises(BadCheckpointError, match="not the file that it should be"):
+        load_model("mine")

@@ -10,9 +10,23 @@ def home() -> Path:
     """`FEATSTORE_HOME`, or `featstore` in the user's cache folder; need not exist."""
     named = os.environ.get("FEATSTORE_HOME")
     if named:
-        return Path(named).expanduser()
+        return expanded(named)
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache_home.expanduser() / "featstore"
+    return expanded(cache_home) / "featstore"
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with a leading `~` or `~USER` replaced by the home folder that it means.
+
+    Raises
+    ------
+    ValueError
+        There is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: no home folder of that user is known") from error
 
 
 def user_catalogue() -> Path:

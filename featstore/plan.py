@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from featstore.datasets import Dataset, Transform, default_data_root, load_datas
 from featstore.datasets.names import status as dataset_status
 from featstore.errors import FeatStoreError
 from featstore.extraction import transform_of
+from featstore.home import expanded
 from featstore.keys import BNMode, FeatureKey
 from featstore.models import ModelName
 from featstore.models.blueprint import Blueprint, blueprint
@@ -125,9 +127,17 @@ def plan(
     ------
     UnknownNameError
         No such model or dataset.
+    ValueError
+        An option is out of its range.
     """
     modes = [BNMode(mode) for mode in bn_modes]
-    root = Path(data_root).expanduser() if data_root else default_data_root()
+    if dtype not in ("float16", "float32"):
+        raise ValueError(f"dtype must be float16 or float32, got {dtype!r}")
+    if views < 0:
+        raise ValueError(f"views must be 0 or more, got {views}")
+    if rate is not None and not rate > 0:
+        raise ValueError(f"rate must be more than 0 images/s, got {rate:g}")
+    root = expanded(data_root) if data_root else default_data_root()
     cells = list(_cells(models, modes, variant))
     rates = {} if rate else _measured(Path(store))
     made = Plan(rate=_rate_source(rate, rates))
@@ -252,8 +262,7 @@ def _measured(store: Path) -> dict[str, float]:
     if not log.is_file():
         return {}
     found: dict[str, list[float]] = {}
-    for text in log.read_text(encoding="utf-8").splitlines():
-        line = json.loads(text)
+    for line in _lines(log):
         # A split is named `MODEL[@SITE] DATASET BN_MODE SPLIT`; sites share a forward pass.
         words = [split.split(" ") for split in line["splits"]]
         passes = {(word[0].partition("@")[0], *word[-2:]) for word in words}
@@ -263,3 +272,14 @@ def _measured(store: Path) -> dict[str, float]:
                 found.setdefault(model, []).append(speed)
     rates = {model: statistics.median(speeds) for model, speeds in found.items()}
     return rates | {"": statistics.median(rates.values())} if rates else {}
+
+
+def _lines(log: Path) -> Iterator[dict[str, Any]]:
+    """Lines of the log that are whole: one may be cut off where the disk was full."""
+    for text in log.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and {"splits", "images", "seconds"} <= set(line):
+            yield line

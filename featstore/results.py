@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import io
 import json
-import logging
 import os
 import shutil
 import time
@@ -25,8 +24,6 @@ import xarray as xr
 
 from featstore.errors import CorruptStoreError, FeatStoreError, StoreMismatchError
 from featstore.keys import BNMode, encode_part
-
-log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,8 +28,6 @@ from featstore.names import unknown
 from featstore.probes import Data, Measured, Task
 from featstore.results import Cell, check_target, mark_current, record, refresh, target_of
 from featstore.store import Features, Store
-
-log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called with the cells' features, cells done and cells in all."""

@@ -70,6 +70,26 @@ def test_time_is_embeddings_by_the_rate_given_or_measured(store):
     assert measured.total.seconds == pytest.approx(measured.total.embeddings / median, rel=0.01)
 
 
+def test_a_log_that_was_cut_off_is_read_as_far_as_it_goes(store):
+    lines = ['{"splits": ["tiny-vit-random digits eval test"], "images": 50, "seconds": 2}']
+    store.with_suffix(".log.jsonl").write_text("\n".join([*lines, "{}", '{"finished":']))
+    made = plan(["tiny-vit-random"], ["textures"], store=store)
+    assert made.total.seconds == pytest.approx(made.total.embeddings / 25)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"dtype": "int8"}, "dtype must be float16 or float32, got 'int8'"),
+        ({"views": -1}, "views must be 0 or more, got -1"),
+        ({"rate": -5.0}, "rate must be more than 0 images/s, got -5"),
+    ],
+)
+def test_an_option_out_of_its_range_is_refused(store, option, said):
+    with pytest.raises(ValueError, match=said):
+        plan(["tiny-vit-random"], ["textures"], store=store, **option)
+
+
 def test_views_are_embedded_besides_in_the_same_decoding_pass(store):
     plain = plan(["tiny-vit-random"], ["textures"], store=store).total
     views = plan(["tiny-vit-random"], ["textures"], store=store, views=3).total

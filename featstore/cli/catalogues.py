@@ -69,8 +69,9 @@ def datasets(
     """List the datasets known by name, or fetch one; folder:, hf:, wds: names work as well."""
     from featstore.datasets import catalogue, default_data_root, load_dataset, split_transform
     from featstore.datasets.names import status
+    from featstore.home import expanded
 
-    root = data_root.expanduser() if data_root else default_data_root()
+    root = expanded(data_root) if data_root else default_data_root()
     facts: dict[str, dict[str, Any]] = {}
     for one, entry in catalogue().items():
         counts = "/".join(str(entry.n_images.get(s, "")) for s in ("train", "val", "test"))

@@ -38,13 +38,14 @@ def convert(
     changed it since, put there. This command reads it as data instead and runs none of it; with
     --trust a file that cannot be read so is loaded all the same, and can then do all that you can.
     """
+    from featstore.home import expanded
     from featstore.models.convert import convert as take_out
     from featstore.models.convert import convert_entry
     from featstore.models.fetch import is_converted, weights_file
     from featstore.models.names import catalogue
     from featstore.names import unknown
 
-    entry, file = catalogue().get(model), Path(model).expanduser()
+    entry, file = catalogue().get(model), expanded(model)
     if entry is None:
         if not file.is_file():
             raise unknown("model or file", model, catalogue(), "featstore models lists them")

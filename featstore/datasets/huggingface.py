@@ -30,7 +30,7 @@ from featstore.datasets.image_split import ImageSplit
 from featstore.datasets.names import Entry
 from featstore.datasets.webdataset import SPLIT_NAMES, natural
 from featstore.errors import BadImageError, MissingDatasetError, UnknownNameError
-from featstore.home import offline
+from featstore.home import expanded, offline
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
 
 
 def _find(folder: str, path: str, download: bool) -> _Found:
-    place = Path(folder, Path(path).expanduser())
+    place = Path(folder, expanded(path))
     if path and place.is_dir():
         return _Found(_parquet_shards(place), (place,))
     if not _HUB_NAME.match(path) or path.startswith("."):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import pickle
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,6 @@ from featstore.datasets.files import file_split, image_files
 from featstore.datasets.image_split import ImageSplit
 from featstore.datasets.names import Entry
 from featstore.errors import BadImageError, MissingDatasetError
-
-log = logging.getLogger(__name__)
 
 _PLACES = ("imagenet", "ILSVRC2012", "imagenet1k", "ILSVRC/Data/CLS-LOC", ".")
 _META = "meta.bin"

@@ -27,6 +27,7 @@ from featstore.datasets.files import load_folder
 from featstore.datasets.image_split import ImageSplit
 from featstore.datasets.names import Entry, catalogue, default_data_root, split_transform
 from featstore.errors import CatalogueError, MissingDatasetError, UnknownNameError
+from featstore.home import expanded
 from featstore.names import unknown
 
 Reader = Callable[..., ImageSplit]
@@ -91,7 +92,7 @@ def load_dataset(
     """
     full, transform = split_transform(name)
     base = full if transform == "own" else full.removesuffix(f"@{transform}")
-    root = Path(data_root).expanduser() if data_root else default_data_root()
+    root = expanded(data_root) if data_root else default_data_root()
     entry = catalogue().get(base) or _loose_entry(base, download)
     if entry.task == "dense":
         raise UnknownNameError(
@@ -100,7 +101,7 @@ def load_dataset(
         )
     parts: Mapping[str, Callable[[], ImageSplit]]
     if entry.reader == "folder":
-        path = Path(entry.folder, Path(entry.path).expanduser())
+        path = Path(entry.folder, expanded(entry.path))
         parts = {s: partial(_same, images) for s, images in load_folder(base, path).items()}
     elif entry.reader in READERS:
         read = READERS[entry.reader]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featstore.errors import UnknownNameError
-from featstore.home import home, user_catalogue
+from featstore.home import expanded, home, user_catalogue
 from featstore.names import expand_sets, read_catalogue
 
 _FILES = ("tiny", "marks2024", "ericsson2021", "torchvision")
@@ -101,7 +101,7 @@ def status(entry: Entry, root: Path) -> str:
     if entry.task == "dense":
         return "later"
     if entry.reader == "folder":
-        places = [Path(entry.folder, Path(entry.path).expanduser())]
+        places = [Path(entry.folder, expanded(entry.path))]
     else:
         places = [root / place for place in entry.found_by]
     if entry.reader == "tiny" or any(place.exists() for place in places):

@@ -25,6 +25,7 @@ from featstore.datasets.image_split import ImageSplit
 from featstore.datasets.names import Entry
 from featstore.datasets.slices import SliceImages
 from featstore.errors import BadImageError, MissingDatasetError, UnknownNameError
+from featstore.home import expanded
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def splits_of(path: str) -> list[str]:
     """
     if not path:
         raise UnknownNameError("wds: names no shards. Write wds:PATTERN")
-    return list(_our_splits(str(Path(path).expanduser())))
+    return list(_our_splits(str(expanded(path))))
 
 
 def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
@@ -82,7 +83,7 @@ def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
         A shard is compressed or broken, or a sample has no image, no label, or a field that only
         unpickling would read.
     """
-    pattern = str(Path(entry.folder, Path(entry.path).expanduser()))
+    pattern = str(Path(entry.folder, expanded(entry.path)))
     shards = _our_splits(pattern)
     if split not in shards:
         raise MissingDatasetError(

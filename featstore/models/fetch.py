@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from featstore.errors import BadCheckpointError, CatalogueError, FetchError
 from featstore.fetch import Progress, fetch, inside
-from featstore.home import home
+from featstore.home import expanded, home
 from featstore.models.names import Entry
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def status(entry: Entry) -> str:
         return "ready" if _in_hub_cache(entry.arch) else "fetchable"
     if entry.weights:
         users = entry.folder and not entry.weights.startswith(("random:", "py:"))
-        there = not users or Path(entry.folder, entry.weights).expanduser().exists()
+        there = not users or Path(entry.folder, expanded(entry.weights)).exists()
         return "ready" if there else "by hand"
     if is_converted(entry):
         return "ready"
@@ -198,7 +198,7 @@ def _check(path: Path, expected: str, *, recorded: bool) -> None:
     record = _records().get(_key(path), {})
     status = path.stat()
     if (record.get("size"), record.get("mtime_ns")) == (status.st_size, status.st_mtime_ns):
-        found = record["sha256"]  # hashing takes a second for each GB, so not for each load
+        found = record.get("sha256", "")  # hashing takes a second for each GB, so not for each load
     else:
         seen = _seen(path)
         found = seen["sha256"]

@@ -13,6 +13,7 @@ from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from featstore.errors import BadCheckpointError, CatalogueError
+from featstore.home import expanded
 from featstore.models import own, tiny
 from featstore.models.backbone import check_timm_name, classifiers, create_backbone
 from featstore.models.checkpoints import (
@@ -92,7 +93,7 @@ def load_model(name: str, *, weights: str = "pretrained", seed: int = 0) -> Mode
     elif weights == "random":
         module = create_module(entry, seed=seed)
     else:
-        module = _from_file(entry, Path(weights).expanduser(), users=True)
+        module = _from_file(entry, expanded(weights), users=True)
     module.eval()
     info = {
         "backbone": entry.backbone,
@@ -211,14 +212,14 @@ def _pretrained(entry: Entry) -> nn.Module:
     if _is_factory(entry):
         return create_module(entry)
     if entry.name.startswith("file:"):  # whatever its path looks like
-        return _from_file(entry, Path(entry.weights).expanduser())
+        return _from_file(entry, expanded(entry.weights))
     if entry.weights.startswith("random:"):
         return create_module(entry, seed=int(entry.weights.removeprefix("random:")))
     if entry.weights == "hub":
         return from_hub(entry.arch, entry.options)
     if entry.weights:
         folder = Path(entry.folder) if entry.folder else DATA
-        return _from_file(entry, folder / Path(entry.weights).expanduser())
+        return _from_file(entry, folder / expanded(entry.weights))
     path = weights_file(entry)
     try:
         module = _from_file(entry, path, published=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featstore.errors import UnknownNameError
-from featstore.home import user_catalogue
+from featstore.home import expanded, user_catalogue
 from featstore.names import expand_sets, read_catalogue
 
 _FILES = ("tiny", "marks2024", "ericsson2021", "modern")
@@ -164,7 +164,7 @@ def expand(names: Iterable[str]) -> list[str]:
 def _series(name: str) -> list[str]:
     """Names of the files that a `file:` name with wildcards stands for; any other by itself."""
     path, mark, rest = name.removeprefix("file:").rpartition("#arch=")
-    pattern = Path(path).expanduser()
+    pattern = expanded(path)
     is_pattern = name.startswith("file:") and mark and re.search(r"[*?[]", path)
     if not is_pattern or pattern.exists():
         return [name]

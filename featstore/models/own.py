@@ -42,7 +42,7 @@ def make(name: str) -> nn.Module:
         )
     try:
         module = factory()
-    except Exception as error:  # whatever the user's code raises, told as one line with its cause
+    except (Exception, SystemExit) as error:  # whatever the user's code raises, told in one line
         raise BadCheckpointError(f"{name} failed: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
         raise BadCheckpointError(f"{name} returned {type(module).__name__}, not an nn.Module")

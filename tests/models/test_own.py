@@ -28,6 +28,9 @@ def net():
 def broken():
     raise RuntimeError("no such file: weights.pt")
 
+def leaving():
+    raise SystemExit(3)
+
 def nothing():
     return None
 
@@ -66,6 +69,7 @@ def test_a_factory_in_the_current_folder_makes_a_model_with_its_weights():
         ("py:mymodels:ner", UnknownNameError, "mymodels has no function ner"),
         ("py:mymodels:number", UnknownNameError, "mymodels has no function number"),
         ("py:mymodels:broken", BadCheckpointError, "RuntimeError: no such file: weights.pt"),
+        ("py:mymodels:leaving", BadCheckpointError, "failed: SystemExit: 3"),
         ("py:mymodels:nothing", BadCheckpointError, "returned NoneType, not an nn.Module"),
     ],
 )

@@ -15,6 +15,7 @@ from featstore.datasets import catalogue as datasets
 from featstore.errors import CatalogueError
 from featstore.models import catalogue as models
 from featstore.models import create_backbone
+from featstore.models.fetch import status
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 # What README tells the user to write, of an architecture that is quick.
@@ -112,3 +113,10 @@ def test_a_reader_that_does_not_exist_is_refused(home):
     write_own(home, "[datasets.x]\nreader = 'foldr'")
     with pytest.raises(CatalogueError, match="x names the reader 'foldr'; there are folder, tiny"):
         featstore.load_dataset("x")
+
+
+def test_an_entry_without_weights_does_not_keep_the_others_from_being_listed(home):
+    write_own(home, "[models.x]\narch = 'resnet50'")
+    assert {status(entry) for entry in models().values()} >= {"ready", "fetchable", "incomplete"}
+    with pytest.raises(CatalogueError, match="x: its entry needs file = NAME"):
+        featstore.load_model("x")

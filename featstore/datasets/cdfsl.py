@@ -16,6 +16,7 @@ import numpy as np
 from featstore.datasets.fetching import absent, incomplete
 from featstore.datasets.files import file_split, flatten, image_files, read_classes, split_by_class
 from featstore.datasets.image_split import ImageSplit
+from featstore.datasets.lists import check_categories
 from featstore.datasets.names import Entry
 from featstore.errors import BadImageError, CatalogueError
 
@@ -48,6 +49,7 @@ def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
     if base is None:
         raise absent(name, root, f"no folder {root / folders[0]}", by_program=False)
     paths, labels, categories = pool(name, base)
+    check_categories(entry, len(categories), base)
     expected = sum(entry.n_images.values())
     if expected and len(paths) != expected:
         log.warning("%s has %d images here, %d were expected", name, len(paths), expected)

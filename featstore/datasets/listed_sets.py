@@ -22,7 +22,7 @@ from torchvision.datasets.utils import download_and_extract_archive
 from featstore.datasets.fetching import absent, fetch, first_line, incomplete, read_list
 from featstore.datasets.files import file_split, flatten, read_classes, split_by_class
 from featstore.datasets.image_split import ImageSplit
-from featstore.datasets.lists import check_count
+from featstore.datasets.lists import check_categories, check_count
 from featstore.datasets.names import Entry
 from featstore.errors import BadImageError, CatalogueError, FeatStoreError, MissingDatasetError
 
@@ -90,6 +90,7 @@ def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
             f"{name}: the lists below {base} cannot be understood ({first_line(error)}). Remove "
             f"them and fetch the dataset again"
         ) from error
+    check_categories(entry, len(listing.categories), base)
     check_count(entry, split, len(listing.paths))
     return file_split(name, split, root, listing.paths, listing.labels, listing.categories)
 
@@ -120,16 +121,7 @@ def _food101(name: str, base: Path, split: str) -> Listing:
     else:
         files = [file for members in json.loads(keyed.read_text()).values() for file in members]
     pairs = [(base / "images" / f"{file}.jpg", file.split("/")[0]) for file in files]
-    classes = base / "meta" / "classes.txt"
-    if classes.exists():
-        categories = read_list(name, base, classes)
-    else:
-        categories = sorted({category for _, category in pairs})
-        log.warning(
-            "%s: %s is missing, so the classes are sorted, which swaps cheesecake and cheese_plate",
-            name,
-            classes,
-        )
+    categories = read_list(name, base, base / "meta" / "classes.txt")
     return _by_name(name, listing, pairs, categories)
 
 

@@ -130,8 +130,16 @@ def forget(path: Path) -> None:
 def status(entry: Entry) -> str:
     """`ready`, `fetchable`, `convert` or `by hand`: the next step to the weights of an entry.
 
-    Found out without network, and without checking what the files hold.
+    Found out without network, and without checking what the files hold. `incomplete` is an entry of
+    the user's that says of no weights.
     """
+    try:
+        return _status(entry)
+    except CatalogueError:
+        return "incomplete"
+
+
+def _status(entry: Entry) -> str:
     if entry.weights == "hub":
         return "ready" if _in_hub_cache(entry.arch) else "fetchable"
     if entry.weights:

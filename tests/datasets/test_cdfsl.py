@@ -1,10 +1,12 @@
 """Miniatures of the few-shot target sets, in the forms that circulate."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from featstore.datasets import load_dataset
+from featstore.datasets import catalogue, load, load_dataset
 from featstore.errors import BadImageError, FeatStoreError, MissingDatasetError
 
 LESIONS = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
@@ -15,6 +17,13 @@ OLD = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],"
 )
+
+
+@pytest.fixture(autouse=True)
+def _miniature(monkeypatch):
+    """Miniatures have fewer classes than were published, which else is refused."""
+    small = {name: replace(entry, categories=0) for name, entry in catalogue().items()}
+    monkeypatch.setattr(load, "catalogue", lambda: small)
 
 
 def colour(name):
@@ -232,3 +241,13 @@ def test_another_number_of_images_than_expected_is_said(name, tmp_path, caplog):
     expected, _ = MAKERS[name](tmp_path)
     splits(name, tmp_path)
     assert f"{name} has {len(expected)} images here, " in caplog.text
+
+
+def test_diseases_of_which_folders_are_missing_are_refused(tmp_path, monkeypatch):
+    for name in ("Apple___healthy", "Tomato___healthy"):
+        folder = tmp_path / "crop_diseases" / "dataset" / "train" / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(folder / "0.png")
+    monkeypatch.setattr(load, "catalogue", catalogue)
+    with pytest.raises(BadImageError, match="2 categories, crop_diseases has 38: labels would"):
+        load_dataset("crop_diseases", data_root=tmp_path).split("train")

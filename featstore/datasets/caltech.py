@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 
@@ -14,8 +13,6 @@ from featstore.datasets.files import file_split, image_files
 from featstore.datasets.image_split import ImageSplit
 from featstore.datasets.names import Entry
 from featstore.errors import BadImageError, MissingDatasetError
-
-log = logging.getLogger(__name__)
 
 _CHECKSUMS = {"256_ObjectCategories.tar": "md5:67b4f42ca05d46448c6bb8ecd2220f6d"}
 _CATEGORY_256 = re.compile(r"(\d{3})\.(.+)")
@@ -99,8 +96,8 @@ def read_101(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSp
 
     All 102 folders are categories, BACKGROUND_Google the first. A line that comes twice is a
     sample twice: the list of 2021 was drawn with replacement, that of 2023 has each image once;
-    names and labels make the two different datasets to the store. Without the lists, 30 images
-    of each category are drawn for train and the others are test, which the log says.
+    names and labels make the two different datasets to the store. An entry with `split = "drawn"`
+    needs no lists: 30 images of each category are drawn for train, and the others are test.
 
     Raises
     ------
@@ -117,17 +114,17 @@ def read_101(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSp
         raise lists.absent(entry, root, "101_ObjectCategories")
     categories = lists.subfolders(folder)
     lists.check_categories(entry, len(categories), folder)
-    listing = _lists_101(entry, root, folder)
-    if listing is None:
-        log.warning(
-            "%s: no train.txt and test.txt at %s: a seeded draw puts %d images of each category "
-            "into train, so scores are not comparable with the study's",
-            entry.name,
-            folder.parent,
-            _TRAIN_101,
-        )
+    if lists.option(entry, "split", ("published", "drawn"), "published") == "drawn":
         pairs = _draw_101(folder, categories, split)
     else:
+        listing = _lists_101(entry, root, folder)
+        if listing is None:
+            raise MissingDatasetError(
+                f"{entry.name}: the study's lists train.txt and test.txt are not at "
+                f"{folder.parent}. Place them there (caltech101-splits of "
+                f"github.com/linusericsson/ssl-transfer), or take caltech101_drawn, whose scores "
+                f"are not comparable with the study's"
+            )
         path = listing / f"{split}.txt"
         pairs = lists.read_labelled(entry.name, path, len(categories))
         for name, label in pairs:

@@ -1,7 +1,6 @@
 """Caltech101 and Caltech256 in miniature: the studies' divisions, stray files, odd lists."""
 
 import dataclasses
-import logging
 
 import numpy as np
 import pytest
@@ -109,19 +108,25 @@ def test_copies_that_lie_elsewhere_are_the_same_dataset(tmp_path, base, listing)
 
 def test_lists_of_another_dataset_beside_it_are_not_taken(tmp_path):
     write_101(tmp_path, listing=".")
-    assert len(read_101(tmp_path, "train")) == 5 + 4 + 3 + 30
+    with pytest.raises(MissingDatasetError, match=r"train\.txt and test\.txt are not at"):
+        read_101(tmp_path, "train")
 
 
-def test_without_the_lists_thirty_of_each_category_are_drawn_and_that_is_said(tmp_path, caplog):
+def test_without_the_lists_the_studys_dataset_is_not_there(tmp_path):
     write_101(tmp_path)
-    with caplog.at_level(logging.WARNING):
-        train, test = read_101(tmp_path, "train"), read_101(tmp_path, "test")
-    assert "no train.txt and test.txt" in caplog.text
+    with pytest.raises(MissingDatasetError, match=r"Place them there .* or take caltech101_drawn"):
+        read_101(tmp_path, "train")
+
+
+def test_thirty_of_each_category_are_drawn_where_that_is_asked_for(tmp_path):
+    write_101(tmp_path)
+    drawn = dataclasses.replace(catalogue()["caltech101_drawn"], categories=4, n_images={})
+    train, test = (read_101(tmp_path, split, drawn) for split in ("train", "test"))
     assert np.bincount(train.labels).tolist() == [5, 4, 3, 30]
     assert test.labels.tolist() == [3] * 10
     assert not {*train.sample_ids} & {*test.sample_ids}
     np.random.seed(7)  # the global state must play no part
-    assert read_101(tmp_path, "test").sample_ids == test.sample_ids
+    assert read_101(tmp_path, "test", drawn).sample_ids == test.sample_ids
     # Written down: a release that drew otherwise would tear stored features from their splits.
     numbers = [int(one[-8:-4]) for one in test.sample_ids]
     assert numbers == [1, 3, 5, 15, 16, 26, 27, 34, 38, 39]

@@ -105,7 +105,12 @@ def columns_of(schema: pa.Schema, options: Mapping[str, Any], where: str) -> Col
         There is no such column, or more than one.
     """
     metadata = (schema.metadata or {}).get(b"huggingface", b"{}")
-    features = json.loads(metadata).get("info", {}).get("features", {})
+    try:
+        features = dict(json.loads(metadata).get("info", {}).get("features", {}))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BadImageError(
+            f"{where}: the description of its columns cannot be read ({error}). Write it again"
+        ) from error
     kinds = {k: v.get("_type", "") for k, v in features.items() if isinstance(v, dict)}
     images = [name for name, kind in kinds.items() if kind == "Image"] or [
         field.name
@@ -253,6 +258,7 @@ def open_images(
         content, named = cells, pa.chunked_array([pa.nulls(len(cells), pa.string())])
         if pa.types.is_struct(cells.type):
             content, named = pc.struct_field(cells, "bytes"), pc.struct_field(cells, "path")
+        content = content.cast(pa.large_binary())  # a column of nulls alone has no such type
         for size, path in zip(
             pc.binary_length(content).to_pylist(), named.to_pylist(), strict=True
         ):

@@ -37,6 +37,7 @@ SPLIT_NAMES = {
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "pgm", "tif", "tiff")
 _UNSAFE = ("pkl", "pickle", "pyd", "pth")
+_LONGEST_LABEL = 6  # digits: fewer than a million categories
 _CLASS_FILES = ("classes.txt", "classnames.txt")
 _MEMBER = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
@@ -265,6 +266,11 @@ def _label(key: str, fields: Mapping[str, tarfile.TarInfo], path: Path, stream: 
             f"{path}: {key} has no label: found {found}; expected KEY.cls with a number from 0, or "
             f"KEY.json with a `label`"
         )
+    if len(text) > _LONGEST_LABEL:  # an id, not a label: a category would be made of each number
+        raise BadImageError(
+            f"{path}: {key} has the label {text[:20]}; labels number the categories from 0. Write "
+            f"their positions"
+        )
     return int(text)
 
 
@@ -288,6 +294,9 @@ def _categories(folder: Path, highest: int) -> tuple[str, ...]:
     """Lines of the file of class names beside the shards, or numbers."""
     for file in _CLASS_FILES:
         if (folder / file).is_file():
-            lines = (folder / file).read_text(encoding="utf-8-sig").splitlines()
+            try:
+                lines = (folder / file).read_text(encoding="utf-8-sig").splitlines()
+            except UnicodeDecodeError as error:
+                raise BadImageError(f"{folder / file} is not UTF-8 text ({error})") from error
             return tuple(line.strip() for line in lines if line.strip())
     return tuple(str(i) for i in range(highest + 1))

@@ -58,7 +58,11 @@ class Asked:
             embedded = encoder(torch.zeros(2, 3, *self.size, dtype=torch.uint8))
         except (RuntimeError, AssertionError) as error:
             if self.size == _own_size(self.model):
-                raise
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise FeatStoreError(
+                    f"{self.model.name} failed on two black images of {self.size[0]} x "
+                    f"{self.size[1]} pixels ({reason}). It must embed (n, 3, h, w) images"
+                ) from error
             raise _wrong_size(self.model, self.size) from error
         return {site: rows.shape[1] for site, rows in embedded.items()}
 

@@ -435,3 +435,21 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     said = complaint("hf:me/birds", kind=MissingDatasetError)
     assert "pip install featstore[hf]" in said
+
+
+def test_a_column_of_nulls_is_a_missing_image(tmp_path):
+    cells = pa.array(
+        [{"bytes": None, "path": None}], pa.struct([("bytes", pa.null()), ("path", pa.string())])
+    )
+    pq.write_table(
+        pa.table({"image": cells, "label": [0]}), tmp_path / "train-00000-of-00001.parquet"
+    )
+    with pytest.raises(BadImageError, match="row 0 of 'image' is empty"):
+        load_dataset(f"hf:{tmp_path}").split("train")
+
+
+def test_a_broken_description_of_the_columns_is_named(tmp_path):
+    table = pa.table({"image": [b"x"], "label": [0]}).replace_schema_metadata({"huggingface": "{"})
+    pq.write_table(table, tmp_path / "train-00000-of-00001.parquet")
+    with pytest.raises(BadImageError, match="the description of its columns cannot be read"):
+        load_dataset(f"hf:{tmp_path}").split("train")

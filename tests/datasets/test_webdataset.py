@@ -400,3 +400,17 @@ def test_a_catalogue_of_ones_own_may_name_shards(tmp_path, monkeypatch):
     )
     assert len(load_dataset("mine").split("test")) == 6
     assert "more has no shards of val; it has train, test" in complaint("more", "val")
+
+
+@pytest.mark.parametrize("label", ["3000000000", "99999999999999999999"])
+def test_a_label_that_counts_no_categories_is_refused(label, tmp_path):
+    write(tmp_path / "train-000000.tar", sample("a", 1, label))
+    with pytest.raises(BadImageError, match="labels number the categories from 0"):
+        load_dataset(f"wds:{tmp_path}").split("train")
+
+
+def test_names_of_classes_that_are_no_text_are_named(tmp_path):
+    write(tmp_path / "train-000000.tar", sample("a", 1, 0))
+    (tmp_path / "classes.txt").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(BadImageError, match=r"classes\.txt is not UTF-8 text"):
+        load_dataset(f"wds:{tmp_path}").split("train")

@@ -12,7 +12,7 @@ from torch import nn
 from torchvision import transforms as tv
 
 import featstore
-from featstore.errors import StoreMismatchError, UnknownNameError
+from featstore.errors import FeatStoreError, StoreMismatchError, UnknownNameError
 from featstore.extraction import stored_against_now
 from featstore.keys import BNMode, FeatureKey
 from featstore.store import Store
@@ -183,3 +183,8 @@ def test_modules_are_probed_by_their_name_and_why_cannot_load_them(folder, tmp_p
     key = FeatureKey("mine", f"folder:{folder}", BNMode.EVAL)
     with pytest.raises(UnknownNameError, match="mine cannot be loaded by its name.*give it again"):
         stored_against_now(key, store=store)
+
+
+def test_a_module_that_takes_no_images_is_named(tmp_path):
+    with pytest.raises(FeatStoreError, match=r"flat failed on two black images of 224 x 224"):
+        featstore.extract({"flat": nn.Linear(7, 3)}, ["textures"], store=tmp_path / "s.zarr")

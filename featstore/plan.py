@@ -6,7 +6,7 @@ import json
 import shutil
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,8 @@ def plan(
     splits: Sequence[str] = (),
     bn_modes: Iterable[str] = ("eval",),
     views: int = 0,
+    weights: str = "pretrained",
+    seed: int = 0,
     variant: str = "",
     store: str | Path = "data/features.zarr",
     data_root: str | Path | None = None,
@@ -138,7 +140,7 @@ def plan(
     if rate is not None and not rate > 0:
         raise ValueError(f"rate must be more than 0 images/s, got {rate:g}")
     root = expanded(data_root) if data_root else default_data_root()
-    cells = list(_cells(models, modes, variant))
+    cells = list(_cells(models, modes, weights, seed, variant))
     rates = {} if rate else _measured(Path(store))
     made = Plan(rate=_rate_source(rate, rates))
     for name in datasets_.expand(datasets):
@@ -146,15 +148,22 @@ def plan(
         made.lines.append(_line(dataset, cells, splits, views, Store(store), dtype, rate, rates))
     place = next(p for p in (Path(store).absolute(), *Path(store).absolute().parents) if p.exists())
     made.free_bytes = shutil.disk_usage(place).free
-    made.missing = [*_missing_models(models), *_missing_datasets(datasets, root)]
+    wanted = models if weights == "pretrained" else ()
+    made.missing = [*_missing_models(wanted), *_missing_datasets(datasets, root)]
     return made
 
 
-def _cells(models: Sequence[str], modes: Sequence[BNMode], variant: str) -> Iterator[_Cell]:
+def _cells(
+    models: Sequence[str], modes: Sequence[BNMode], weights: str, seed: int, variant: str
+) -> Iterator[_Cell]:
     by_base: dict[str, dict[str, str]] = {}
     for name in models_.expand(models):
         parsed = ModelName.parse(name)
-        named = str(parsed.with_variant(variant))
+        full = parsed
+        if weights != "pretrained" and not parsed.variant.startswith("random"):
+            of = f"random{seed}" if weights == "random" else Path(weights).stem
+            full = replace(parsed, variant=of).with_variant(parsed.variant)
+        named = str(full.with_variant(variant))
         by_base.setdefault(f"{parsed.base}~{parsed.variant}", {})[parsed.site] = named
     for key, names in by_base.items():
         built = blueprint(key.rpartition("~")[0])

@@ -157,3 +157,12 @@ def test_widths_are_known_without_weights(arch):
         found = embed(module, torch.zeros(1, 3, 224, 224), sites)
     expected = {site: rows.shape[1] for site, rows in found.items()}
     assert {site: blueprint(f"timm:{arch}").width(site) for site in sites} == expected
+
+
+def test_random_weights_are_planned_under_their_own_name(store):
+    asked = {"weights": "random", "seed": 3, "store": store}
+    made = plan(["swav-resnet50", "tiny-vit-mae@avg~x"], ["textures"], **asked)
+    assert (made.total.done, made.missing) == (0, [])
+    featstore.extract(["tiny-vit-mae@avg~x"], ["textures"], **asked)
+    assert plan(["tiny-vit-mae@avg~x"], ["textures"], **asked).total.done == 1
+    assert plan(["tiny-vit-mae@avg~x"], ["textures"], store=store).total.done == 0

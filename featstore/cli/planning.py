@@ -18,6 +18,7 @@ from featstore.cli.options import (
     Models,
     Modes,
     StorePath,
+    Weights,
     app,
 )
 from featstore.cli.terminal import table
@@ -36,6 +37,8 @@ def plan(
     ] = None,
     bn_mode: Modes = [BNMode.EVAL],
     views: Annotated[int, typer.Option(help="augmented passes over train")] = 0,
+    weights: Weights = "pretrained",
+    seed: Annotated[int, typer.Option(help="of random weights")] = 0,
     variant: Annotated[str, typer.Option(help="as for extract")] = "",
     store: StorePath = STORE,
     data_root: DataRoot = None,
@@ -48,8 +51,9 @@ def plan(
 ) -> None:
     """Say what an extraction would take: cells, passes, bytes, hours, and what is missing."""
     show_plan(
-        model, dataset, split or (), bn_mode, views, variant, store, data_root, dtype, rate, as_json
-    )
+        model, dataset, split or (), bn_mode, views, weights, seed, variant, store, data_root,
+        dtype, rate, as_json,
+    )  # fmt: skip
 
 
 def show_plan(
@@ -58,6 +62,8 @@ def show_plan(
     split: Sequence[str],
     bn_mode: Sequence[BNMode],
     views: int,
+    weights: str,
+    seed: int,
     variant: str,
     store: Path,
     data_root: Path | None,
@@ -69,8 +75,8 @@ def show_plan(
     from featstore.plan import plan as make
 
     made = make(
-        model, dataset, splits=split, bn_modes=bn_mode, views=views, variant=variant, store=store,
-        data_root=data_root, dtype=dtype, rate=rate,
+        model, dataset, splits=split, bn_modes=bn_mode, views=views, weights=weights, seed=seed,
+        variant=variant, store=store, data_root=data_root, dtype=dtype, rate=rate,
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps({**asdict(made), "total": asdict(made.total)}))

@@ -69,8 +69,8 @@ def extract(
     """Run every model over every dataset once, keeping the embeddings; goes on where it stopped."""
     if dry_run:
         show_plan(
-            model, dataset, split or (), bn_mode, views, variant, store, data_root, dtype, None,
-            as_json,
+            model, dataset, split or (), bn_mode, views, weights, seed, variant, store, data_root,
+            dtype, None, as_json,
         )  # fmt: skip
         return
     from featstore.extraction import extract as run

@@ -11,7 +11,7 @@ from typing import Any
 
 from featstore.errors import UnknownNameError
 from featstore.home import expanded, home, user_catalogue
-from featstore.names import expand_sets, read_catalogue
+from featstore.names import read_catalogue
 
 _FILES = ("tiny", "marks2024", "ericsson2021", "torchvision")
 
@@ -114,6 +114,11 @@ def expand(names: Iterable[str]) -> list[str]:
 
     A study's set gives its members the study's transform; `SET@TRANSFORM` gives them another.
     `all` is all that can be embedded.
+
+    Raises
+    ------
+    UnknownNameError
+        No transform has that name, or none of a set can be embedded.
     """
     entries = {name: one for name, one in catalogue().items() if one.task != "dense"}
     sets = {"all", *(one for entry in catalogue().values() for one in entry.sets)}
@@ -122,9 +127,16 @@ def expand(names: Iterable[str]) -> list[str]:
         group, mark, transform = name.rpartition("@")
         if not mark or group not in sets:
             group, transform = name, SET_TRANSFORMS.get(name, "own")
-        for member in expand_sets([group], entries, lambda one: split_transform(one)[0]):
-            full = f"{member}@{transform}" if group in sets else member
-            found[split_transform(full)[0]] = None
+        if group in sets:
+            members = [n for n, one in entries.items() if group == "all" or group in one.sets]
+            if not members:
+                raise UnknownNameError(
+                    f"the datasets of {group} are for detection and dense prediction: they are "
+                    f"listed, and cannot be embedded yet"
+                )
+            found |= dict.fromkeys(split_transform(f"{one}@{transform}")[0] for one in members)
+        else:
+            found[split_transform(name)[0]] = None
     return list(found)
 
 

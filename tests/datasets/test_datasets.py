@@ -189,3 +189,17 @@ def test_a_fingerprint_covers_names_labels_categories_and_content_and_nothing_el
     base = split_of().fingerprint
     assert {split_of(**change).fingerprint for change in same} == {base}
     assert len({base, *(split_of(**change).fingerprint for change in others)}) == 6
+
+
+def test_a_studys_set_carries_its_transform_unless_another_is_asked_for():
+    members = [n for n, e in catalogue().items() if "ericsson2021" in e.sets]
+    assert expand(["ericsson2021"]) == [f"{one}@ericsson" for one in members]
+    assert expand(["ericsson2021@own"]) == members
+    assert expand(["marks2024@ericsson"])[0] == "imagenet@ericsson"
+    with pytest.raises(UnknownNameError, match="unknown transform @mark"):
+        expand(["ericsson2021@mark"])
+
+
+def test_a_set_of_which_none_can_be_embedded_is_refused_as_such():
+    with pytest.raises(UnknownNameError, match="listed, and cannot be embedded yet"):
+        expand(["ericsson2021-dense"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -66,6 +68,17 @@ def _collate(samples: Sequence[_Sample]) -> Decoded:
     return stacked or None, valid, [error for _, error in samples if error]
 
 
+def _say_nothing_when_cut_off(_worker: int) -> None:
+    """In a loader process: no traceback for a batch that an interrupted parent no longer takes."""
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, ConnectionResetError | BrokenPipeError):
+            usual(kind, error, trace)
+
+    sys.excepthook = hook
+
+
 def decode(
     images: ImageSplit,
     order: np.ndarray,
@@ -90,6 +103,7 @@ def decode(
         _Decoder(images, order, built),
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of row lists will do
         num_workers=num_workers,
+        worker_init_fn=_say_nothing_when_cut_off,
         collate_fn=_collate,
         pin_memory=pin,
         generator=torch.Generator(),  # else it would draw from the global one

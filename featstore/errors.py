@@ -43,6 +43,10 @@ class ProbeError(FeatStoreError):
     """A protocol cannot run on these features."""
 
 
+class NotApplicableError(ProbeError):
+    """A protocol asks for more than these features have, such as more neighbours than rows."""
+
+
 class CatalogueError(FeatStoreError):
     """The user's own catalogue cannot be understood."""
 

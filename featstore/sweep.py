@@ -21,7 +21,7 @@ from featstore import models as models_
 from featstore import probes
 from featstore.backend import gpu_available, namespace
 from featstore.blocks import check_scheduler, cpu_count, map_tasks
-from featstore.errors import FeatStoreError, MissingFeaturesError
+from featstore.errors import FeatStoreError, MissingFeaturesError, NotApplicableError
 from featstore.keys import BNMode, FeatureKey
 from featstore.models import ModelName
 from featstore.names import unknown
@@ -48,25 +48,33 @@ class Summary:
     Attributes
     ----------
     filled, up_to_date : cells ; failed : those that ended in an error ; seconds : in all
+    not_applicable : cells of a set's protocol that these features are too few for
     results : the refreshed results.zarr, or "" if there is no cell at all
     """
 
     filled: int = 0
     up_to_date: int = 0
     failed: list[Failure] = field(default_factory=list)
+    not_applicable: list[Failure] = field(default_factory=list)
     seconds: float = 0.0
     results: str = ""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """Missing cells of one set of features and one seed: one task of the scheduler."""
+    """Missing cells of one set of features and one seed: one task of the scheduler.
+
+    Attributes
+    ----------
+    named : protocols that were asked for by their own name, not by that of a set
+    """
 
     store: str
     results: str
     key: FeatureKey
     digest: str
     protocols: tuple[str, ...]
+    named: frozenset[str]
     seed: int
     device: str
     parallel: bool
@@ -88,7 +96,8 @@ def probe(
 ) -> Summary:
     """Fill every cell that is missing, off the store, and refresh `results.zarr`.
 
-    An error in one cell is reported at the end; the others are filled.
+    An error in one cell is reported at the end; the others are filled. A protocol that was asked
+    for by a set's name may be left out where the features are too few for it.
 
     Parameters
     ----------
@@ -115,7 +124,8 @@ def probe(
         device = "cuda" if gpu_available() else "cpu"
     _check(device, scheduler, seeds, Path(results))
     jobs = list(
-        _jobs(summary, models, datasets, names, [BNMode(m) for m in bn_modes], seeds,
+        _jobs(summary, models, datasets, names, frozenset(protocols),
+              [BNMode(m) for m in bn_modes], seeds,
               Path(store).absolute(), Path(results).absolute(), device, overwrite)
     )  # fmt: skip
     if len(jobs) == 1:  # a lone job has all cores to itself: its blocks are mapped, not the jobs
@@ -128,10 +138,11 @@ def probe(
     work = partial(_fill, threads=None if here else threads)
     try:
         with _limit_threads(threads if here else None):
-            for filled, failures, what in map_tasks(work, jobs, scheduler=scheduler):
+            for filled, failed, left, what in map_tasks(work, jobs, scheduler=scheduler):
                 summary.filled += filled
-                summary.failed += failures
-                done += filled + len(failures)
+                summary.failed += failed
+                summary.not_applicable += left
+                done += filled + len(failed) + len(left)
                 progress(what, done, total)
     finally:  # after Ctrl-C as well: what is done shall be seen
         if any(Path(results).glob("*/*/*/*/*.json")):
@@ -159,6 +170,7 @@ def _jobs(
     models: Sequence[str],
     datasets: Sequence[str],
     protocols: Sequence[str],
+    named: frozenset[str],
     modes: Sequence[BNMode],
     seeds: Sequence[int],
     store_path: Path,
@@ -183,7 +195,8 @@ def _jobs(
             )
             summary.up_to_date += len(cells) - len(missing)
             if missing:
-                yield _Job(str(store_path), str(results), key, digest, missing, seed, device, False)
+                yield _Job(str(store_path), str(results), key, digest, missing, named, seed,
+                           device, False)  # fmt: skip
 
 
 def _keys(
@@ -281,35 +294,42 @@ def _limit_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _fill(job: _Job, *, threads: int | None) -> tuple[int, list[Failure], str]:
-    """Fill the cells of a job; cells filled, failures, and the features' name."""
+_Filled = tuple[int, list[Failure], list[Failure]]  # cells filled, failed, not applicable
+
+
+def _fill(job: _Job, *, threads: int | None) -> tuple[int, list[Failure], list[Failure], str]:
+    """Fill the cells of a job; what came of them, and the features' name."""
     what = f"{job.key} seed {job.seed}"
     try:
         with _limit_threads(threads):
             return *_fill_cells(job), what
     except FeatStoreError as error:  # unreadable features: all cells of the job
-        return 0, [Failure(f"{what} {p}", str(error)) for p in job.protocols], what
+        return 0, [Failure(f"{what} {p}", str(error)) for p in job.protocols], [], what
 
 
-def _fill_cells(job: _Job) -> tuple[int, list[Failure]]:
+def _fill_cells(job: _Job) -> _Filled:
     features = Store(job.store).open(job.key)
     train, test = Data.of_split(features["train"]), Data.of_split(features["test"])
     categories = features["train"].categories
     task = Task(
         train, test, len(categories), job.seed, namespace(job.device), job.device, job.parallel
     )
-    filled, failures = 0, []
+    filled = 0
+    failed: list[Failure] = []
+    not_applicable: list[Failure] = []
     for protocol, measured in probes.run([probes.get(p) for p in job.protocols], task):
         cell = Cell(
             job.key.model, job.key.dataset, job.key.bn_mode, protocol.name, job.seed, job.digest
         )
         if isinstance(measured, FeatStoreError):
-            failures.append(Failure(str(cell), str(measured)))
+            by_set = protocol.name not in job.named
+            left = by_set and isinstance(measured, NotApplicableError)
+            (not_applicable if left else failed).append(Failure(str(cell), str(measured)))
             continue
         record(Path(job.results), cell, _facts(job, features, task, protocol, measured),
                measured.outcomes)  # fmt: skip
         filled += 1
-    return filled, failures
+    return filled, failed, not_applicable
 
 
 def _facts(

@@ -208,9 +208,9 @@ def test_a_record_that_cannot_be_written_is_not_there(tmp_path, monkeypatch):
 def test_exported_tables_hold_a_row_per_cell(tmp_path, form):
     put(tmp_path / "r", 0.5, model="a")
     put(tmp_path / "r", 0.7, model="b", protocol="ridge")
-    export(featstore.open_results(tmp_path / "r"), tmp_path / "out", form=form)
+    export(featstore.open_results(tmp_path / "r"), tmp_path / f"out.{form}")
     read = pd.read_csv if form == "csv" else pd.read_parquet
-    table = read(tmp_path / "out").set_index(["model", "protocol"])
+    table = read(tmp_path / f"out.{form}").set_index(["model", "protocol"])
     assert len(table) == 2
     assert table.loc[("a", "knn-marks"), "score"] == 0.5
     assert table.loc[("b", "ridge"), "family"] == "contrastive"
@@ -224,10 +224,22 @@ def test_exported_netcdf_is_the_dataset(tmp_path):
         xr.testing.assert_equal(read.load().score, dataset.score)
 
 
-def test_unknown_formats_are_refused(tmp_path):
+@pytest.mark.parametrize(("name", "form"), [("x", "xlsx"), ("x.xlsx", ""), ("x", "")])
+def test_unknown_formats_are_refused(tmp_path, name, form):
     put(tmp_path / "r", 0.5)
     with pytest.raises(ValueError, match="csv, parquet or netcdf"):
-        export(featstore.open_results(tmp_path / "r"), tmp_path / "x", form="xlsx")
+        export(featstore.open_results(tmp_path / "r"), tmp_path / name, form=form)
+
+
+def test_a_table_that_is_there_is_replaced_only_if_told(tmp_path):
+    put(tmp_path / "r", 0.5)
+    results, out = featstore.open_results(tmp_path / "r"), tmp_path / "out.csv"
+    out.write_text("mine")
+    with pytest.raises(FeatStoreError, match=r"out\.csv exists"):
+        export(results, out)
+    assert out.read_text() == "mine"
+    export(results, out, overwrite=True)
+    assert len(pd.read_csv(out)) == 1
 
 
 def test_a_store_of_features_is_never_replaced_by_results(tmp_path):

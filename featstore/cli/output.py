@@ -53,7 +53,7 @@ def export(
         str, typer.Option(help="of features: original, as in the dataset, or stored")
     ] = "original",
     store: StorePath = STORE,
-    overwrite: Annotated[bool, typer.Option(help="replace a file of features")] = False,
+    overwrite: Annotated[bool, typer.Option(help="replace a file that is there")] = False,
 ) -> None:
     """Write all cells as a table or as netCDF, or one split's stored features as arrays."""
     if key:
@@ -71,6 +71,5 @@ def export(
     from featstore.results import export as write
     from featstore.results import open_results
 
-    form = form or {".parquet": "parquet", ".nc": "netcdf"}.get(out.suffix, "csv")
-    write(open_results(results, seeds=seeds), out, form=form)
+    write(open_results(results, seeds=seeds), out, form=form, overwrite=overwrite)
     typer.echo(f"wrote {out}")

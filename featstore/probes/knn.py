@@ -8,7 +8,7 @@ from typing import Any
 
 from featstore.backend import Array, to_device
 from featstore.blocks import reduce_blocks
-from featstore.errors import ProbeError
+from featstore.errors import NotApplicableError
 from featstore.kernels.neighbours import (
     METRICS,
     Neighbours,
@@ -50,7 +50,7 @@ class KNN(Protocol):
     def fit(self, task: Task) -> Fitted:
         """Scorer by neighbour lists; log of each category's share of the vote."""
         if not 1 <= self.k <= len(task.train):
-            raise ProbeError(
+            raise NotApplicableError(
                 f"k must lie in 1..{len(task.train)} (rows of the train split), got {self.k} of "
                 f"{self.name}; use a protocol of smaller k, or -p {self.name.partition('+')[0]}+k=N"
             )

@@ -1,27 +1,14 @@
 """Views and fingerprints by the command line, through `main`."""
 
 import json
-import sys
 
 import pytest
 
-from featstore import cli
-
 
 @pytest.fixture
-def run(folder, monkeypatch, capfd):
-    """A command in this process beside the folder `photos`: (exit status, stdout, stderr)."""
+def run(folder, monkeypatch, call):
+    """A command beside the folder `photos`."""
     monkeypatch.chdir(folder.parent)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["featstore", *map(str, arguments)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return (status, *capfd.readouterr())
-
     return call
 
 

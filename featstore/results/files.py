@@ -1,0 +1,108 @@
+"""The Dataset of results as files: beside its records, and for other programs."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import xarray as xr
+
+from featstore.errors import FeatStoreError
+from featstore.results.cube import open_results
+
+
+def target_of(root: str | Path) -> Path:
+    """Where the Dataset of a folder of records is written."""
+    root = Path(root) if Path(root).name else Path(root).absolute()  # `.` has no name of its own
+    return root.with_name(f"{root.name}.zarr")
+
+
+def check_target(target: Path) -> None:
+    """Refuse to replace what is no Dataset of results, such as a store of features.
+
+    Raises
+    ------
+    FeatStoreError
+        Something else is there.
+    """
+    document = target / "zarr.json"
+    if not target.exists():
+        return
+    try:
+        attributes = json.loads(document.read_text(encoding="utf-8"))["attributes"]
+    except (OSError, ValueError, LookupError, TypeError):
+        attributes = {}
+    if "featstore_version" not in attributes:
+        raise FeatStoreError(
+            f"{target} would be replaced by the results, and is none: a store of features, or not "
+            f"featstore's. Give another folder for --results"
+        )
+
+
+def refresh(root: str | Path, target: str | Path | None = None) -> Path:
+    """Write the Dataset beside the records, as `<root>.zarr` unless told otherwise.
+
+    `xr.open_zarr` opens it, with nothing else installed.
+
+    Built aside and swapped under a lock, so that a reader finds the old one or the new one.
+    """
+    target = Path(target) if target else target_of(root)
+    check_target(target)
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        aside, old = target.with_suffix(".new"), target.with_suffix(".old")
+        shutil.rmtree(aside, ignore_errors=True)
+        with warnings.catch_warnings():
+            # Readers that do not know the extension ignore it; it makes opening one read.
+            warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+            dataset = open_results(root)
+            # As objects they are stored with variable length, which Zarr's specification knows.
+            texts = [n for n, v in dataset.variables.items() if v.dtype.kind == "U"]
+            dataset = dataset.assign_coords({n: dataset[n].astype(object) for n in texts})
+            dataset.to_zarr(aside, zarr_format=3, consolidated=True)
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        aside.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def export(dataset: xr.Dataset, path: Path, *, form: str = "", overwrite: bool = False) -> None:
+    """Write the Dataset as a table of cells (`csv`, `parquet`) or as it is (`netcdf`).
+
+    Parameters
+    ----------
+    form : one of these; by the file's name if empty (.csv, .parquet, .nc)
+    overwrite : replace a file that is there
+
+    Raises
+    ------
+    ValueError
+        The form is none of these, nor is the file's ending.
+    FeatStoreError
+        The file exists, and `overwrite` is false.
+    """
+    form = form or {"nc": "netcdf"}.get(path.suffix[1:], path.suffix[1:])
+    if form not in ("csv", "parquet", "netcdf"):
+        raise ValueError(f"format must be csv, parquet or netcdf, got {form!r}")
+    if path.exists() and not overwrite:
+        raise FeatStoreError(f"{path} exists. Use --overwrite, or another --out")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        if form == "netcdf":
+            dataset.to_netcdf(partial, engine="h5netcdf", invalid_netcdf=False)
+        else:
+            table = dataset.to_dataframe().reset_index()
+            table = table[table["score"].notna()]
+            if form == "csv":
+                table.to_csv(partial, index=False)
+            else:
+                table.to_parquet(partial, index=False)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,142 @@
+"""Records of cells, each written once.
+
+A record is an npz with what was found for each test sample, and beside it a JSON, written last,
+that commits it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featstore.errors import CorruptStoreError, FeatStoreError, StoreMismatchError
+from featstore.keys import encode_part
+
+FORMAT_VERSION = 1
+
+CURRENT = "features"  # beside the protocols' folders: digest of the features last probed
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One score's place: what was measured, how, and on which features."""
+
+    model: str
+    dataset: str
+    bn_mode: str
+    protocol: str
+    seed: int
+    digest: str
+
+    def path(self, root: Path) -> Path:
+        """Where its JSON lies: there or not, it says whether the cell is done."""
+        parts = (self.model, self.dataset, self.bn_mode, self.protocol)
+        name = f"{self.seed}-{self.digest[:12]}.json"
+        return root.joinpath(*(encode_part(part) for part in parts), name)
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.dataset} {self.bn_mode} {self.protocol} seed {self.seed}"
+
+
+def record(
+    root: Path, cell: Cell, facts: Mapping[str, Any], outcomes: Mapping[str, np.ndarray]
+) -> None:
+    """Commit a cell: what was found for each sample first, then the facts.
+
+    Raises
+    ------
+    FeatStoreError
+        It could not be written, as on a full disk; then it is not there at all.
+    """
+    path = cell.path(root)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **dict(outcomes))  # type: ignore[arg-type]  # all are arrays
+    data = buffer.getvalue()
+    document = {
+        "format": FORMAT_VERSION,
+        "model": cell.model,
+        "dataset": cell.dataset,
+        "bn_mode": cell.bn_mode,
+        "protocol": cell.protocol,
+        "seed": cell.seed,
+        "features": cell.digest,
+        **facts,
+        "outcomes_sha256": hashlib.sha256(data).hexdigest(),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path.with_suffix(".npz"), data)
+        _write(path, json.dumps(document, indent=1, sort_keys=True).encode())
+    except OSError as error:
+        raise FeatStoreError(
+            f"{cell} could not be written below {root} ({error.strerror}). All cells recorded "
+            f"before are kept; make room and run the same command again"
+        ) from error
+
+
+def mark_current(root: Path, model: str, dataset: str, bn_mode: str, digest: str) -> None:
+    """Say which features' cells count from now on, for one model, dataset and BN mode."""
+    path = root.joinpath(*(encode_part(part) for part in (model, dataset, bn_mode)), CURRENT)
+    if not path.exists() or path.read_text().strip() != digest:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, f"{digest}\n".encode())
+
+
+def _write(path: Path, data: bytes) -> None:
+    """A file that is there whole or not at all."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def records(root: str | Path) -> Iterator[dict[str, Any]]:
+    """Every record below a results folder, in the order of their places.
+
+    Raises
+    ------
+    CorruptStoreError, StoreMismatchError
+        A record cannot be read, or is of another format version.
+    """
+    for path in sorted(Path(root).glob("*/*/*/*/*.json")):
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            version = document["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptStoreError(
+                f"{path} is no record of a cell ({error}). Delete it, and probe again"
+            ) from error
+        if version != FORMAT_VERSION:
+            raise StoreMismatchError(
+                f"{path} has format version {version}, this featstore reads {FORMAT_VERSION}. Use "
+                f"the featstore that wrote it, or another --results"
+            )
+        yield document | {"path": str(path)}
+
+
+def outcomes_of(document: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What a record keeps for each test sample, checked against its checksum.
+
+    Raises
+    ------
+    CorruptStoreError
+        The file is gone, or not what was written.
+    """
+    path = Path(document["path"]).with_suffix(".npz")
+    data = path.read_bytes() if path.exists() else b""
+    if hashlib.sha256(data).hexdigest() != document["outcomes_sha256"]:
+        raise CorruptStoreError(f"{path} is not what was written. Delete its record, probe again")
+    with np.load(io.BytesIO(data)) as arrays:
+        return {name: arrays[name] for name in arrays.files}

@@ -44,6 +44,12 @@ def inside(folder: Path, name: str) -> Path:
     return folder.joinpath(*parts)
 
 
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hex; raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def fetch(
     urls: Sequence[str],
     to: Path,

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
+import timm
+import torch
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
 
 from featstore import datasets as datasets_
 from featstore import models as models_
 from featstore.datasets import Dataset, Transform, default_data_root, load_dataset
 from featstore.datasets.names import status as dataset_status
-from featstore.errors import FeatStoreError
-from featstore.extraction import transform_of
-from featstore.home import expanded
+from featstore.errors import MissingDatasetError
+from featstore.extraction import check_views, transform_of
+from featstore.home import expanded, home
 from featstore.keys import BNMode, FeatureKey
 from featstore.models import ModelName
 from featstore.models.blueprint import Blueprint, blueprint
+from featstore.models.fetch import original_path
 from featstore.models.fetch import status as model_status
+from featstore.models.load import entry_of
 from featstore.store import Store
 
 _BYTES_OF_A_ROW = 80  # label, index, validity and a sample's name, beside the embedding
@@ -30,12 +39,43 @@ _BYTES_OF_A_ROW = 80  # label, index, validity and a sample's name, beside the e
 
 @dataclass(frozen=True)
 class Missing:
-    """What an extraction needs and has not got: a model or a dataset, and where it comes from."""
+    """What an extraction needs and has not got, and where it comes from.
 
+    Attributes
+    ----------
+    kind : `weights` or `datasets` ; what : the name
+    status : `fetchable`, `convert` (by `featstore convert`, once it is fetched) or `by hand`
+    place : folder that it is fetched to, "" for what is the user's own
+    bytes : of the download, 0 if unknown; of weights, those of the backbone alone, in float32
+    """
+
+    kind: str
     what: str
     status: str
     source: str
-    licence: str
+    licence: str = ""
+    place: str = ""
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Room:
+    """What goes to one place, and whether there is room for it.
+
+    Attributes
+    ----------
+    what : `features`, or a kind of what is missing ; count : of such, 1 of features
+    bytes : at least, if not `exact` ; free : bytes on its disk
+    enough : whether these suffice for all that goes to that disk
+    """
+
+    what: str
+    place: str
+    count: int
+    bytes: int
+    exact: bool
+    free: int
+    enough: bool
 
 
 @dataclass
@@ -67,12 +107,12 @@ class Plan:
     Attributes
     ----------
     lines : one for each dataset ; missing : what has to be fetched, converted or placed by hand
-    free_bytes : where the store is ; rate : where the images a second come from
+    rooms : what has to be written, by place ; rate : where the images a second come from
     """
 
     lines: list[Line] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
-    free_bytes: int = 0
+    rooms: list[Room] = field(default_factory=list)
     rate: str = ""
 
     @property
@@ -128,28 +168,41 @@ def plan(
     Raises
     ------
     UnknownNameError
-        No such model or dataset.
+        No such model or dataset, or a dataset has no such split.
     ValueError
         An option is out of its range.
     """
     modes = [BNMode(mode) for mode in bn_modes]
     if dtype not in ("float16", "float32"):
         raise ValueError(f"dtype must be float16 or float32, got {dtype!r}")
-    if views < 0:
-        raise ValueError(f"views must be 0 or more, got {views}")
     if rate is not None and not rate > 0:
         raise ValueError(f"rate must be more than 0 images/s, got {rate:g}")
     root = expanded(data_root) if data_root else default_data_root()
     cells = list(_cells(models, modes, weights, seed, variant))
     rates = {} if rate else _measured(Path(store))
     made = Plan(rate=_rate_source(rate, rates))
-    for name in datasets_.expand(datasets):
-        dataset = load_dataset(name, data_root=root)
-        made.lines.append(_line(dataset, cells, splits, views, Store(store), dtype, rate, rates))
-    place = next(p for p in (Path(store).absolute(), *Path(store).absolute().parents) if p.exists())
-    made.free_bytes = shutil.disk_usage(place).free
-    wanted = models if weights == "pretrained" else ()
-    made.missing = [*_missing_models(wanted), *_missing_datasets(datasets, root)]
+    found: dict[str, Dataset] = {}
+    absent: dict[str, MissingDatasetError] = {}
+    names = datasets_.expand(datasets)
+    for name in names:
+        try:
+            found[name] = load_dataset(name, data_root=root)
+        except MissingDatasetError as error:
+            absent[name] = error
+    check_views(views, splits, list(found.values()))
+    for name in names:
+        line = Line(name, sum(len(cell.names) for cell in cells), images=None, seconds=None)
+        if name in found:
+            try:
+                line = _line(found[name], splits, cells, views, Store(store), dtype, rate, rates)
+            except MissingDatasetError as error:
+                absent[name] = error
+        made.lines.append(line)
+    made.missing = [
+        *_missing_weights(models, weights),
+        *_missing_datasets({_base(name): absent.get(name) for name in names}, root),
+    ]
+    made.rooms = _rooms(Path(store), made)
     return made
 
 
@@ -173,22 +226,21 @@ def _cells(
 
 def _line(
     dataset: Dataset,
-    cells: Sequence[_Cell],
     splits: Sequence[str],
+    cells: Sequence[_Cell],
     views: int,
     store: Store,
     dtype: str,
     rate: float | None,
     rates: dict[str, float],
 ) -> Line:
-    line = Line(dataset.name)
-    counts = _counts(dataset, splits or dataset.splits)
-    if counts is None:
-        line.images = line.seconds = None
-        counts = {}
-    wanted = dict(counts)
-    wanted |= {f"train+aug{v}": counts["train"] for v in range(views) if "train" in counts}
-    line.images = None if line.images is None else sum(counts.values())
+    """Line of a dataset; MissingDatasetError where it is absent and nobody has counted it."""
+    splits = splits or dataset.splits
+    adapts = ["train"] if any(cell.mode is BNMode.ADAPT for cell in cells) else []
+    counts = _counts(dataset, [*splits, *adapts])
+    wanted = {split: counts[split] for split in splits}
+    line = Line(dataset.name, images=sum(wanted.values()))
+    wanted |= {f"train+aug{v}": counts["train"] for v in range(views) if "train" in splits}
     passes: set[tuple[Transform, str]] = set()
     for cell in cells:
         transform = transform_of(dataset, cell.blueprint.data_config)
@@ -212,7 +264,7 @@ def _line(
             line.bytes += n * (width * np.dtype(dtype).itemsize + _BYTES_OF_A_ROW * len(lacking))
         if images and cell.mode is BNMode.ADAPT:
             passes.add((transform, "adapting"))
-            images += counts.get("train", 0)
+            images += counts["train"]
         line.embeddings += images
         speed = rate or rates.get(cell.blueprint.name) or rates.get("")
         known = bool(speed) or not images
@@ -222,39 +274,102 @@ def _line(
     return line
 
 
-def _counts(dataset: Dataset, splits: Sequence[str]) -> dict[str, int] | None:
-    """Images of each split: as published, or as found on disk; None where neither is to be had."""
-    entry = datasets_.catalogue().get(datasets_.split_transform(dataset.name)[0].partition("@")[0])
-    if entry and entry.n_images:
-        return {split: entry.n_images.get(split, 0) for split in splits}
-    try:
-        return {split: len(dataset.split(split)) for split in splits}
-    except FeatStoreError:
-        return None
+def _counts(dataset: Dataset, splits: Sequence[str]) -> dict[str, int]:
+    """Images of each split, as published or as found on disk.
+
+    Raises
+    ------
+    UnknownNameError, MissingDatasetError
+        There is no such split; nobody has counted it, and it is not on disk.
+    """
+    entry = datasets_.catalogue().get(_base(dataset.name))
+    if entry and not entry.folder and set(splits) <= set(entry.n_images):
+        return {split: entry.n_images[split] for split in splits}
+    return {split: len(dataset.split(split)) for split in splits}
 
 
-def _missing_models(models: Sequence[str]) -> Iterator[Missing]:
-    known = models_.catalogue()
-    for base in dict.fromkeys(ModelName.parse(n).base for n in models_.expand(models)):
-        if base in known and (status := model_status(known[base])) != "ready":
-            entry = known[base]
-            source = entry.by_hand or ", ".join(entry.urls) or f"timm's hub, {entry.arch}"
-            yield Missing(base, status, source, entry.licence)
+def _missing_weights(models: Sequence[str], weights: str) -> Iterator[Missing]:
+    if weights not in ("pretrained", "random") and not expanded(weights).exists():
+        yield Missing("weights", weights, "by hand", f"your own file, {weights}")
+    if weights != "pretrained":
+        return
+    names = map(ModelName.parse, models_.expand(models))
+    for base in dict.fromkeys(n.base for n in names if not re.match(r"random\d", n.variant)):
+        entry = entry_of(base)
+        status, source, place = model_status(entry), entry.whence, str(home() / "weights")
+        if base.startswith("file:"):
+            status, place = "ready" if expanded(entry.weights).exists() else "by hand", ""
+        elif entry.weights == "hub":
+            status, source, place = _of_timm(entry.arch)
+        elif entry.weights or status == "incomplete":
+            place = ""
+        elif original_path(entry).exists():
+            source, place = f"{original_path(entry)}, by featstore convert {base}", ""
+        if status != "ready":
+            size = 4 * blueprint(base).parameters if place else 0
+            yield Missing("weights", base, status, source, entry.licence, place, size)
 
 
-def _missing_datasets(datasets: Sequence[str], root: Path) -> Iterator[Missing]:
-    known = datasets_.catalogue()
-    bases = (_base(name) for name in datasets_.expand(datasets))
-    for base in dict.fromkeys(bases):
-        if base in known and (status := dataset_status(known[base], root)) != "ready":
-            entry = known[base]
+def _of_timm(arch: str) -> tuple[str, str, str]:
+    """Status, source and place of the weights that timm fetches by itself."""
+    config = timm.get_pretrained_cfg(arch)
+    if config is None or not (config.hf_hub_id or config.url):
+        return "by hand", "timm has none: give --weights PATH, or --weights random", ""
+    if config.hf_hub_id:
+        source, place = f"https://huggingface.co/{config.hf_hub_id}", Path(constants.HF_HUB_CACHE)
+        folder = repo_folder_name(repo_id=config.hf_hub_id, repo_type="model")
+        files = [path for path in place.glob(f"{folder}/snapshots/*/*") if path.exists()]
+        there = any(path.suffix in (".safetensors", ".bin") for path in files)
+    else:
+        source, place = str(config.url), Path(torch.hub.get_dir(), "checkpoints")
+        there = (place / Path(urlsplit(source).path).name).is_file()
+    return "ready" if there else "fetchable", source, str(place)
+
+
+def _missing_datasets(
+    bases: dict[str, MissingDatasetError | None], root: Path
+) -> Iterator[Missing]:
+    """Datasets that are not there: published ones by a look at folders, others by what failed."""
+    for base, error in bases.items():
+        entry = datasets_.catalogue().get(base)
+        status = dataset_status(entry, root) if entry and not entry.folder else "ready"
+        if entry and status != "ready":
             licence = entry.licence + (" (needs an account or a click)" if entry.login else "")
-            yield Missing(base, status, entry.by_hand or ", ".join(entry.urls), licence)
+            source = entry.by_hand or ", ".join(entry.urls)
+            yield Missing("datasets", base, status, source, licence, str(root), entry.size)
+        elif error:
+            status = "fetchable" if "--download" in str(error) else "by hand"
+            yield Missing("datasets", base, status, str(error).removeprefix(f"{base}: "))
 
 
 def _base(name: str) -> str:
     full, transform = datasets_.split_transform(name)
     return full.removesuffix(f"@{transform}")
+
+
+def _rooms(store: Path, made: Plan) -> list[Room]:
+    needs = {("features", str(store)): {"": made.total.bytes}}
+    for one in made.missing:
+        if one.place:  # what two entries share is fetched once
+            needs.setdefault((one.kind, one.place), {})[one.source] = one.bytes
+    counted = all(line.images is not None for line in made.lines)
+    exact = {"features": counted, "weights": False}
+    disks = {place: _nearest(Path(place).absolute()) for _, place in needs}
+    asked: Counter[int] = Counter()
+    for (_, place), sizes in needs.items():
+        asked[disks[place].stat().st_dev] += sum(sizes.values())
+    return [
+        Room(
+            what, place, len(sizes), sum(sizes.values()), exact.get(what, all(sizes.values())),
+            free := shutil.disk_usage(disks[place]).free,
+            asked[disks[place].stat().st_dev] <= free,
+        )
+        for (what, place), sizes in needs.items()
+    ]  # fmt: skip
+
+
+def _nearest(path: Path) -> Path:
+    return next(one for one in (path, *path.parents) if one.exists())
 
 
 def _rate_source(rate: float | None, rates: dict[str, float]) -> str:

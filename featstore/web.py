@@ -31,7 +31,7 @@ class BrokenError(Exception):
         self.pause = pause
 
 
-def ask(url: str, start: int) -> Any:
+def ask(url: str, start: int, *, timeout: float | None = None) -> Any:
     """Response to a request for the bytes from `start`; raises RefusedError, BrokenError."""
     if not url.lower().startswith(("https://", "http://")):
         raise RefusedError("is no http or https address")
@@ -39,7 +39,9 @@ def ask(url: str, start: int) -> Any:
     if start:
         headers["Range"] = f"bytes={start}-"
     try:
-        return _opener().open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
+        return _opener().open(
+            urllib.request.Request(url, headers=headers), timeout=timeout or _TIMEOUT
+        )
     except HTTPError as error:
         if error.code == 416:
             return error

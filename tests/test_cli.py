@@ -25,19 +25,9 @@ MAIN = [sys.executable, "-c", "from featstore.cli import main; main()"]
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capfd):
-    """A command in this process, through `main`: (exit status, stdout, stderr)."""
+def run(tmp_path, monkeypatch, call):
+    """A command in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["featstore", *map(str, arguments)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return (status, *capfd.readouterr())
-
     return call
 
 
@@ -301,6 +291,20 @@ def test_a_cell_that_cannot_be_filled_fails_alone(run, photos):
     assert "1 cells filled, 0 up to date, 1 failed" in out
     assert "knn-dino-k200" in err
     assert "k must lie in 1..30 (rows of the train split), got 200" in err
+
+
+def test_protocols_of_a_set_that_are_too_much_for_few_rows_are_left_out(run, photos):
+    assert run(*EXTRACT)[0] == 0
+    status, out, err = run("probe", "-p", "dino", "--json")
+    done = json.loads(out)
+    assert (status, done["filled"], done["failed"]) == (0, 2, [])
+    assert [one["what"].split()[3] for one in done["not_applicable"]] == [
+        "knn-dino-k200",
+        "knn-dino-k100",
+    ]
+    assert (
+        "featstore: left out 1 cells: k must lie in 1..30 (rows of the train split), got 100" in err
+    )
 
 
 def test_one_class_only_is_refused(run, tmp_path):

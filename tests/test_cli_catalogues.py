@@ -1,30 +1,18 @@
 """Listings of models and datasets, and plans, as a user reads them."""
 
 import json
-import sys
 
 import pytest
 
-from featstore import cli
 from featstore.datasets import catalogue as datasets
 from featstore.models import catalogue as models
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capfd):
-    """A command in this process, through `main`: (exit status, stdout, stderr)."""
+def run(tmp_path, monkeypatch, call):
+    """A command in an empty folder, with a home of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEATSTORE_HOME", str(tmp_path / "home"))
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["featstore", *map(str, arguments)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return (status, *capfd.readouterr())
-
     return call
 
 

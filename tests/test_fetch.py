@@ -186,6 +186,11 @@ def left(to):
     return sorted(path.name for path in to.parent.iterdir())
 
 
+def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path):
+    (tmp_path / "x").write_bytes(OLD)
+    assert module.sha256(tmp_path / "x") == sha256(OLD)
+
+
 def test_a_file_is_there_with_its_bytes_and_nothing_beside_it(site, to):
     seen = []
     url = f"{site.url}/weights.pth"

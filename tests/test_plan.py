@@ -1,9 +1,12 @@
 """Plans against what extraction then does, and against sums by hand from the published counts."""
 
 import json
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 from timm import create_model
 
@@ -100,7 +103,7 @@ def test_views_are_embedded_besides_in_the_same_decoding_pass(store):
     assert (done.images, done.filled) == (views.images, 2 + 3)
 
 
-def test_both_studies_can_be_planned_without_a_file(store):
+def test_both_studies_can_be_planned_without_a_file(store, tmp_path):
     made = plan(["marks2024"], ["marks2024"], store=store, rate=1000)
     counts = {  # as the study prints them
         "imagenet@marks": 1_281_167 + 50_000,
@@ -119,6 +122,15 @@ def test_both_studies_can_be_planned_without_a_file(store):
     assert imagenet.bytes == imagenet.images * (2 * widths + 26 * 80)
     assert imagenet.seconds == pytest.approx(imagenet.embeddings / 1000)
     missing = {one.what: one for one in made.missing}
+    rooms = {room.what: room for room in made.rooms}
+    assert rooms["features"].bytes == made.total.bytes
+    sizes = [datasets()[name].size for name in missing if name in datasets()]
+    assert (rooms["datasets"].bytes, rooms["datasets"].exact) == (sum(sizes), True)
+    assert rooms["datasets"].place == str(tmp_path / "home" / "datasets")
+    resnet, vit = (sum(p.numel() for p in create_model(arch, num_classes=0).parameters())
+                   for arch in ("resnet50", "vit_base_patch16_224"))  # fmt: skip
+    assert rooms["weights"].count == 26
+    assert rooms["weights"].bytes == pytest.approx(4 * (17 * resnet + 9 * vit), rel=0.01)
     assert len([name for name in missing if name in models()]) == 26
     assert len([name for name in missing if name in datasets()]) == 11
     assert missing["byol-resnet50"].status == "by hand"
@@ -166,3 +178,101 @@ def test_random_weights_are_planned_under_their_own_name(store):
     featstore.extract(["tiny-vit-mae@avg~x"], ["textures"], **asked)
     assert plan(["tiny-vit-mae@avg~x"], ["textures"], **asked).total.done == 1
     assert plan(["tiny-vit-mae@avg~x"], ["textures"], store=store).total.done == 0
+
+
+def test_what_is_absent_is_listed_with_its_place(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "hub")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "torch")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "catalogue.toml").write_text(
+        '[models.mine]\narch = "resnet18"\nweights = "runs/last.pt"\n'
+        '[datasets.photos]\nreader = "folder"\npath = "pictures"\n'
+    )
+    own = ["mine", "file:gone.pt#arch=resnet18"]
+    timms = ["timm:resnet18", "timm:legacy_seresnet18", "timm:resnet200"]
+    absent = ["folder:nowhere", "wds:s-{0..1}.tar", "hf:./none", "photos"]
+    asked = [*own, *timms, "timm:resnet34~random0"]
+    made = plan(asked, [*absent, "textures"], store=store, splits=["test"], views=0)
+    assert [line.images for line in made.lines] == [None] * 4 + [600]
+    assert {line.cells for line in made.lines} == {6}
+    missing = {one.what: one for one in made.missing}
+    assert list(missing) == [*own, *timms, *absent]
+    places = {
+        "mine": f"{tmp_path}/home/runs/last.pt",
+        "file:gone.pt#arch=resnet18": "gone.pt",
+        "timm:resnet18": "huggingface.co/timm/resnet18.a1_in1k",
+        "timm:legacy_seresnet18": "https://.*seresnet18.*.pth",
+        "timm:resnet200": "timm has none",
+        "folder:nowhere": f"no folder at {tmp_path}/nowhere",
+        "wds:s-{0..1}.tar": "s-0.tar",
+        "hf:./none": "no folder none",
+        "photos": f"{tmp_path}/home/pictures",
+    }
+    assert [name for name, one in missing.items() if not re.search(places[name], one.source)] == []
+    fetched = [one.what for one in made.missing if one.status == "fetchable"]
+    assert fetched == timms[:2]
+    assert [room.place for room in made.rooms[1:]] == ["hub", "torch/checkpoints"]
+    for path in ("gone.pt", "home/runs/last.pt", "torch/checkpoints/" + fetched_name(missing),
+                 "hub/models--timm--resnet18.a1_in1k/snapshots/1/model.safetensors"):  # fmt: skip
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    made = plan(asked, ["textures"], store=store)
+    assert [one.what for one in made.missing] == ["timm:resnet200"]
+    given = plan(asked, ["textures"], store=store, weights="mine.pt")
+    assert [one.what for one in given.missing] == ["mine.pt"]
+
+
+def fetched_name(missing):
+    return missing["timm:legacy_seresnet18"].source.rpartition("/")[2]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "option"),
+    [
+        ("digits", {"splits": ["val"]}),
+        ("cifar10", {"splits": ["trian"]}),
+        ("digits", {"splits": ["test"], "views": 1}),
+        ("digits", {"views": -1}),
+        ("flowers102@ericsson-fewshot", {"views": 1}),
+    ],
+)
+def test_splits_and_views_are_refused_as_extraction_does(store, dataset, option):
+    said = []
+    for call in (plan, featstore.extract):
+        with pytest.raises((UnknownNameError, ValueError)) as caught:
+            call(["tiny-vit-random"], [dataset], store=store, **option)
+        said.append((caught.type, str(caught.value)))
+    assert said[0] == said[1]
+
+
+def test_adapting_takes_the_train_split_whatever_is_embedded(store):
+    asked = {"splits": ["test"], "bn_modes": ["adapt"], "store": store}
+    made = plan(["tiny-resnet-random"], ["textures"], **asked)
+    lengths = {s: len(featstore.load_dataset("textures").split(s)) for s in ("train", "test")}
+    assert made.total.images == lengths["test"]
+    assert made.total.embeddings == lengths["test"] + lengths["train"]
+    assert made.total.passes == 2
+    assert featstore.extract(["tiny-resnet-random"], ["textures"], **asked).filled == 1
+
+
+def test_room_is_what_all_that_goes_to_a_disk_leaves(store, monkeypatch):
+    def enough(free):
+        monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+        made = plan(["swav-resnet50"], ["cifar10"], store=store)
+        assert {room.free for room in made.rooms} == {free}
+        return {room.what: room.enough for room in made.rooms}, [r.bytes for r in made.rooms]
+
+    all_of_it, sizes = enough(10**12)
+    assert all_of_it == {"features": True, "weights": True, "datasets": True}
+    assert max(sizes) < sum(sizes) - 1
+    assert set(enough(sum(sizes) - 1)[0].values()) == {False}
+    assert set(enough(sum(sizes))[0].values()) == {True}
+
+
+def test_what_two_share_is_fetched_once(store):
+    both = ["inaturalist_genus", "inaturalist_species"]
+    assert datasets()[both[0]].urls == datasets()[both[1]].urls
+    made = plan(["tiny-vit-random"], both, store=store)
+    assert [one.what for one in made.missing] == both
+    assert made.rooms[1].bytes == datasets()[both[0]].size

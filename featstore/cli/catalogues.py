@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,8 +15,11 @@ from featstore.cli.options import (
     DataRoot,
     app,
 )
-from featstore.cli.terminal import show, table, text
+from featstore.cli.terminal import progress, show, table, text
 from featstore.errors import FeatStoreError
+
+if TYPE_CHECKING:
+    from featstore.datasets import Dataset
 
 Where = Annotated[
     list[str],
@@ -49,10 +53,15 @@ def models(
     sort: Sort = "",
     as_json: AsJson = False,
 ) -> None:
-    """List the models known by name; timm:, file:, py: names work as well."""
+    """List the models of the catalogue, or one in full: of it, or a timm:, file: or py: name."""
     from featstore.models import catalogue
     from featstore.models.fetch import status
 
+    if name and name.startswith(("timm:", "file:", "py:")):
+        from featstore.models.blueprint import described
+
+        show(described(name), as_json)
+        return
     facts = {n: {**asdict(e), "status": status(e)} for n, e in catalogue().items()}
     _list("model", facts, name, where, sort, _MODEL_COLUMNS, as_json)
 
@@ -62,12 +71,12 @@ def datasets(
     name: Annotated[str | None, typer.Argument(help="a dataset in full, or a set")] = None,
     where: Where = [],
     sort: Sort = "",
-    download: Annotated[bool, typer.Option(help="fetch it")] = False,
+    download: Annotated[bool, typer.Option(help="fetch it, or all of a set")] = False,
     data_root: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
     """List the datasets known by name, or fetch one; folder:, hf:, wds: names work as well."""
-    from featstore.datasets import catalogue, default_data_root, load_dataset, split_transform
+    from featstore.datasets import catalogue, default_data_root, split_transform
     from featstore.datasets.names import status
     from featstore.home import expanded
 
@@ -77,25 +86,80 @@ def datasets(
         counts = "/".join(str(entry.n_images.get(s, "")) for s in ("train", "val", "test"))
         shown = "" if counts == "//" else counts.replace("//", "/")
         facts[one] = {**asdict(entry), "images": shown, "status": status(entry, root)}
-    if name is None or any(name in entry["sets"] for entry in facts.values()):
-        _list("dataset", facts, name, where, sort, _DATASET_COLUMNS, as_json)
+    if download and (name is None or where or sort):
+        raise ValueError(
+            "--download takes the name of a dataset or a set, and no --where or --sort"
+        )
+    base = name and (name.rpartition("@")[0] or name)
+    members = {one: known for one, known in facts.items() if base in known["sets"]}
+    if download and members:
+        _fetch_all(members, data_root, as_json)
         return
-    base = name.rpartition("@")[0] or name
-    known = facts.get(base, {})
+    if name is None or members:
+        _list("dataset", facts, base, where, sort, _DATASET_COLUMNS, as_json)
+        return
+    known = facts.get(str(base), {})
     if known.get("status") == "later":
-        show(_said(base, known), as_json)
+        show(_said(name, known), as_json)
         return
-    dataset = load_dataset(name, data_root=data_root, download=download)
-    full = {**_said(base, known), **dataset.info, "name": split_transform(name)[0]}
-    try:
-        for split in dataset.splits:
-            images = dataset.split(split)
-            full[split] = f"{len(images)} images, {len(images.categories)} categories"
-    except FeatStoreError as error:
-        if download:
-            raise
-        full["on disk"] = str(error)
-    show(full, as_json)
+    from featstore.datasets import load_dataset  # imports torch; a list should not
+
+    full: dict[str, Any] = {}
+    if download:
+        full = _fetch(name, data_root) | ({"status": "ready"} if known else {})
+    else:
+        dataset = load_dataset(name, data_root=data_root)
+        try:
+            for split, held in _splits(dataset):
+                full[split] = held
+        except FeatStoreError as error:
+            full["on disk"] = str(error)
+        full = {**dataset.info, **full}
+    show({**_said(name, known), "name": split_transform(name)[0], **full}, as_json)
+
+
+def _splits(dataset: Dataset) -> Iterator[tuple[str, str]]:
+    """Each split of a dataset, with what it holds; raises FeatStoreError."""
+    for split in dataset.splits:
+        images = dataset.split(split)
+        yield split, f"{len(images)} images, {len(images.categories)} categories"
+
+
+def _fetch(name: str, data_root: Path | None) -> dict[str, Any]:
+    """Facts of a dataset of which what was missing has been fetched; raises FeatStoreError."""
+    from featstore.datasets import load_dataset
+
+    with progress("MiB") as advance:
+        dataset = load_dataset(
+            name,
+            data_root=data_root,
+            download=True,
+            progress=lambda what, done, total: advance(what, done >> 20, total >> 20),
+        )
+        return dict(dataset.info) | dict(_splits(dataset))
+
+
+def _fetch_all(facts: Mapping[str, dict[str, Any]], data_root: Path | None, as_json: bool) -> None:
+    """Fetch what can be, one dataset after the other, each told in a line; one may fail."""
+    told: dict[str, str] = {}
+    failed = False
+    for name, known in facts.items():
+        outcome = known["status"]
+        if outcome in ("by hand", "later"):
+            outcome += f": {known['by_hand'] or ', '.join(known['urls'])}"
+        elif known["urls"]:
+            try:
+                _fetch(name, data_root)
+                outcome = "ready"
+            except FeatStoreError as error:
+                failed, outcome = True, f"failed: {error}"
+        told[name] = outcome
+        if not as_json:
+            typer.echo(f"{name}  {outcome}", err=outcome.startswith("failed"))
+    if as_json:
+        typer.echo(json.dumps(told))
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: featstore protocols logreg")
@@ -134,7 +198,10 @@ def _list(
     sets = {one for entry in facts.values() for one in entry["sets"]}
     if name is not None and name not in sets:
         if name not in facts:
-            raise unknown(kind, name, [*facts, *sets], f"featstore {kind}s lists them")
+            listing = (
+                f"featstore {kind}s lists the catalogue; timm:NAME, file: and py: need no entry"
+            )
+            raise unknown(kind, name, [*facts, *sets], listing)
         show(_said(name, facts[name]), as_json)
         return
     chosen = {n: f for n, f in facts.items() if name is None or name in f["sets"]}

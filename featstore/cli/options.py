@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -43,9 +44,31 @@ DataRoot = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="one line of JSON on stdout")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N")]
 Weights = Annotated[str, typer.Option(help="pretrained, random, or the path of a weights file")]
+Splits = Annotated[
+    list[str] | None, typer.Option(help="train, val or test; repeatable [default: all]")
+]
+Views = Annotated[int, typer.Option(help="random views of each train split besides")]
+WeightsSeed = Annotated[int, typer.Option("--seed", help="of random weights")]
+Variant = Annotated[str, typer.Option(help="keep the features apart as MODEL~VARIANT")]
+Dtype = Annotated[str, typer.Option(help="stored as float16 or float32")]
+Codec = Annotated[str, typer.Option(help="none, zstd or bitround:N (lossy)")]
+ChunkRows = Annotated[int, typer.Option(help="most rows in a chunk")]
 
 STORE = Path("data/features.zarr")
 RESULTS = Path("data/results")
+
+
+def refuse_idle(context: typer.Context, used: Collection[str], why: str) -> None:
+    """Refuse options that were given and have no effect here: all but those of the names `used`."""
+    idle = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name not in used
+        and (source := context.get_parameter_source(option.name or ""))
+        and source.name == "COMMANDLINE"
+    ]
+    if idle:
+        raise ValueError(f"{why}: leave out {', '.join(idle)}")
 
 
 def _version(asked: bool) -> None:

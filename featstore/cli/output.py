@@ -13,6 +13,7 @@ from featstore.cli.options import (
     ResultsPath,
     StorePath,
     app,
+    refuse_idle,
 )
 from featstore.cli.storage import find_key
 
@@ -34,6 +35,7 @@ def report(
     "or: featstore export 'tiny-resnet-simclr digits eval' --split test --out test.npz"
 )
 def export(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="file to write")],
     key: Annotated[
         str, typer.Argument(help="'MODEL DATASET BN_MODE', as ls prints them: features, not cells")
@@ -57,6 +59,8 @@ def export(
 ) -> None:
     """Write all cells as a table or as netCDF, or one split's stored features as arrays."""
     if key:
+        used = {"out", "key", "form", "split", "order", "store", "overwrite"}
+        refuse_idle(context, used, "features are exported")
         from featstore.transfer import export_features
 
         skipped = export_features(
@@ -66,8 +70,8 @@ def export(
         left = f", without {skipped} that were skipped" if skipped else ""
         typer.echo(f"wrote {out}{left}")
         return
-    if split:
-        raise ValueError("--split goes with a KEY, 'MODEL DATASET BN_MODE'")
+    used = {"out", "form", "results", "seeds", "overwrite"}
+    refuse_idle(context, used, "cells are exported, not the features of a KEY")
     from featstore.results import export as write
     from featstore.results import open_results
 

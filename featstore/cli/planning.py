@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,34 +13,37 @@ from featstore.cli.options import (
     AsJson,
     DataRoot,
     Datasets,
+    Dtype,
     Models,
     Modes,
+    Splits,
     StorePath,
+    Variant,
+    Views,
     Weights,
+    WeightsSeed,
     app,
 )
 from featstore.cli.terminal import table
 from featstore.keys import BNMode
 
 if TYPE_CHECKING:
-    from featstore.plan import Line, Plan
+    from featstore.plan import Line, Missing, Plan, Room
 
 
 @app.command(epilog="Example: featstore plan -m marks2024 -d marks2024 --rate 900")
 def plan(
     model: Models,
     dataset: Datasets,
-    split: Annotated[
-        list[str] | None, typer.Option(help="train, val or test; repeatable [default: all]")
-    ] = None,
+    split: Splits = None,
     bn_mode: Modes = [BNMode.EVAL],
-    views: Annotated[int, typer.Option(help="augmented passes over train")] = 0,
+    views: Views = 0,
     weights: Weights = "pretrained",
-    seed: Annotated[int, typer.Option(help="of random weights")] = 0,
-    variant: Annotated[str, typer.Option(help="as for extract")] = "",
+    seed: WeightsSeed = 0,
+    variant: Variant = "",
     store: StorePath = STORE,
     data_root: DataRoot = None,
-    dtype: Annotated[str, typer.Option(help="as for extract")] = "float16",
+    dtype: Dtype = "float16",
     rate: Annotated[
         float | None,
         typer.Option(help="images/s through one model [default: as measured by extractions]"),
@@ -50,58 +51,54 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Say what an extraction would take: cells, passes, bytes, hours, and what is missing."""
-    show_plan(
-        model, dataset, split or (), bn_mode, views, weights, seed, variant, store, data_root,
-        dtype, rate, as_json,
-    )  # fmt: skip
-
-
-def show_plan(
-    model: Sequence[str],
-    dataset: Sequence[str],
-    split: Sequence[str],
-    bn_mode: Sequence[BNMode],
-    views: int,
-    weights: str,
-    seed: int,
-    variant: str,
-    store: Path,
-    data_root: Path | None,
-    dtype: str,
-    rate: float | None,
-    as_json: bool,
-) -> None:
-    """Print a plan."""
     from featstore.plan import plan as make
 
     made = make(
-        model, dataset, splits=split, bn_modes=bn_mode, views=views, weights=weights, seed=seed,
-        variant=variant, store=store, data_root=data_root, dtype=dtype, rate=rate,
+        model, dataset, splits=split or (), bn_modes=bn_mode, views=views, weights=weights,
+        seed=seed, variant=variant, store=store, data_root=data_root, dtype=dtype, rate=rate,
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps({**asdict(made), "total": asdict(made.total)}))
         return
     header = ["dataset", "cells", "done", "images", "passes", "embeddings", "GB", "hours"]
-    table(header, [_row(line) for line in [*made.lines, made.total]])
-    typer.echo(_room(made))
+    table(header, [_row(line) for line in made.lines] + [_total(made)])
+    for room in made.rooms:
+        typer.echo(_say_room(room))
+    typer.echo(made.rate or "no extraction into this store was timed yet: give --rate for hours")
     if made.missing:
         typer.echo("\nmissing:")
-        table(
-            ["", "status", "licence", "from"],
-            [[one.what, one.status, one.licence, one.source] for one in made.missing],
-        )
+        table(["", "status", "GB", "licence", "from"], [_say_missing(one) for one in made.missing])
 
 
 def _row(line: Line) -> list[str]:
+    sizes = ["unknown"] * 4
+    if line.images is not None:
+        size = f"{line.bytes / 1e9:.2f}"
+        sizes = [f"{line.images:,}", f"{line.passes}", f"{line.embeddings:,}", size]
     hours = "unknown" if line.seconds is None else f"{line.seconds / 3600:.1f}"
-    images = "unknown" if line.images is None else f"{line.images:,}"
-    sizes = [f"{line.passes}", f"{line.embeddings:,}", f"{line.bytes / 1e9:.2f}", hours]
-    return [line.dataset, f"{line.cells}", f"{line.done}", images, *sizes]
+    return [line.dataset, f"{line.cells}", f"{line.done}", *sizes, hours]
 
 
-def _room(made: Plan) -> str:
-    room = f"{made.total.bytes / 1e9:.2f} GB to be written, {made.free_bytes / 1e9:.0f} GB free"
-    if made.total.bytes > made.free_bytes:
-        room += ": NOT ENOUGH"
-    rate = made.rate or "no extraction into this store was timed yet: give --rate for hours"
-    return f"{room}; {rate}"
+def _total(made: Plan) -> list[str]:
+    """Row of the sum, marked where something is left out of it."""
+    row = _row(made.total)
+    unknown = [line.images is None for line in made.lines]
+    if any(unknown):
+        row[3:7] = ["unknown" if all(unknown) else f"{cell}+" for cell in row[3:7]]
+    return row
+
+
+def _say_room(room: Room) -> str:
+    free = f"{room.free / 1e9:.0f} GB free" + ("" if room.enough else ": NOT ENOUGH")
+    size = f"{'' if room.exact else 'at least '}{room.bytes / 1e9:.2f} GB"
+    if room.what == "features":
+        return f"to write: {size} of features to {room.place}; {free}"
+    hint = "more once unpacked"
+    if room.what == "weights":
+        size, hint = f"about {room.bytes / 1e9:.2f} GB", "counted as the backbones in float32"
+    return f"to fetch: {size} of {room.what} ({room.count} missing; {hint}) to {room.place}; {free}"
+
+
+def _say_missing(one: Missing) -> list[str]:
+    size = f"{'~' if one.kind == 'weights' else ''}{one.bytes / 1e9:.2f}" if one.bytes else ""
+    return [one.what, one.status, size, one.licence, one.source]

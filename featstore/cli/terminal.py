@@ -30,11 +30,12 @@ def progress(unit: str) -> Iterator[Callable[[str, int, int], None]]:
         tasks: dict[str, Any] = {}
 
         def advance(what: str, done: int, total: int) -> None:
-            name = what if unit in ("images", "MiB") else "probing"
+            counted = "MiB" if what.endswith("(MiB)") else unit
+            name = {"cells": "probing", "splits": "merging"}.get(counted, what)
             if name not in tasks:
                 tasks[name] = bar.add_task(name, total=total, rate="")
             speed = bar.tasks[tasks[name]].speed
-            rate = f"{speed:.0f} {unit}/s" if speed else ""
+            rate = f"{speed:.0f} {counted}/s" if speed else ""
             bar.update(tasks[name], completed=done, total=total, rate=rate, refresh=False)
 
         try:

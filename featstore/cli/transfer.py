@@ -10,7 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
-from featstore.cli.options import STORE, AsJson, StorePath, app
+from featstore.cli.options import (
+    STORE,
+    AsJson,
+    ChunkRows,
+    Codec,
+    Dtype,
+    StorePath,
+    Variant,
+    app,
+    refuse_idle,
+)
 from featstore.cli.terminal import progress
 from featstore.keys import BNMode
 
@@ -21,6 +31,7 @@ from featstore.keys import BNMode
     "or: featstore import colleague/features.zarr",
 )
 def import_(
+    context: typer.Context,
     sources: Annotated[
         list[Path],
         typer.Argument(
@@ -44,19 +55,22 @@ def import_(
     ] = "",
     x_key: Annotated[str, typer.Option(help="name of the features in their file")] = "",
     y_key: Annotated[str, typer.Option(help="name of the labels in theirs")] = "",
-    dtype: Annotated[str, typer.Option(help="stored as float16 or float32")] = "float16",
-    codec: Annotated[str, typer.Option(help="none, zstd or bitround:N (lossy)")] = "none",
-    chunk_rows: Annotated[int, typer.Option(help="most rows in a chunk")] = 2048,
-    variant: Annotated[str, typer.Option(help="keep the features apart as MODEL~VARIANT")] = "",
+    dtype: Dtype = "float16",
+    codec: Codec = "none",
+    chunk_rows: ChunkRows = 2048,
+    variant: Variant = "",
     overwrite: Annotated[bool, typer.Option(help="delete what is stored first")] = False,
     store: StorePath = STORE,
     as_json: AsJson = False,
 ) -> None:
     """Bring your own embeddings, or another store's: whatever is here already is left alone."""
-    if len(sources) == 1 and (sources[0].is_dir() or sources[0].suffix == ".zarr"):
-        if model or dataset:
-            raise ValueError(f"{sources[0]} is a store, whose features have names: no -m and -d")
-        _merge(sources[0], store, as_json)
+    stores = [source for source in sources if source.is_dir() or source.suffix == ".zarr"]
+    if stores:
+        if len(sources) > 1:
+            raise ValueError(f"{stores[0]} is a store; give one store at a time, and nothing else")
+        used = ("sources", "store", "as_json")
+        refuse_idle(context, used, f"{stores[0]} is a store, which is copied as it is")
+        _merge(stores[0], store, as_json)
         return
     if not (model and dataset):
         raise ValueError("say with --model and --dataset what the features are kept under")

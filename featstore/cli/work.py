@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict
 from typing import Annotated
 
@@ -12,17 +13,24 @@ from featstore.cli.options import (
     RESULTS,
     STORE,
     AsJson,
+    ChunkRows,
+    Codec,
     DataRoot,
     Datasets,
     Device,
+    Dtype,
     Models,
     Modes,
     ResultsPath,
+    Splits,
     StorePath,
+    Variant,
+    Views,
     Weights,
+    WeightsSeed,
     app,
 )
-from featstore.cli.planning import show_plan
+from featstore.cli.planning import plan
 from featstore.cli.terminal import progress
 from featstore.keys import BNMode
 
@@ -34,14 +42,12 @@ from featstore.keys import BNMode
 def extract(
     model: Models,
     dataset: Datasets,
-    split: Annotated[
-        list[str] | None, typer.Option(help="train, val or test; repeatable [default: all]")
-    ] = None,
+    split: Splits = None,
     bn_mode: Modes = [BNMode.EVAL],
-    views: Annotated[int, typer.Option(help="random views of each train split besides")] = 0,
+    views: Views = 0,
     weights: Weights = "pretrained",
-    variant: Annotated[str, typer.Option(help="keep the features apart as MODEL~VARIANT")] = "",
-    seed: Annotated[int, typer.Option(help="of random weights")] = 0,
+    variant: Variant = "",
+    seed: WeightsSeed = 0,
     store: StorePath = STORE,
     data_root: DataRoot = None,
     batch_size: Annotated[int, typer.Option(help="most images in a forward pass")] = 64,
@@ -50,9 +56,9 @@ def extract(
     ] = None,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="fp32, or autocast to bf16 or fp16")] = "fp32",
-    dtype: Annotated[str, typer.Option(help="stored as float16 or float32")] = "float16",
-    codec: Annotated[str, typer.Option(help="none, zstd or bitround:N (lossy)")] = "none",
-    chunk_rows: Annotated[int, typer.Option(help="most rows in a chunk")] = 2048,
+    dtype: Dtype = "float16",
+    codec: Codec = "none",
+    chunk_rows: ChunkRows = 2048,
     fingerprint: Annotated[
         str, typer.Option(help="of images: names (with sizes), or full, which reads every byte")
     ] = "names",
@@ -68,9 +74,9 @@ def extract(
 ) -> None:
     """Run every model over every dataset once, keeping the embeddings; goes on where it stopped."""
     if dry_run:
-        show_plan(
-            model, dataset, split or (), bn_mode, views, weights, seed, variant, store, data_root,
-            dtype, None, as_json,
+        plan(
+            model, dataset, split, bn_mode, views, weights, seed, variant, store, data_root, dtype,
+            as_json=as_json,
         )  # fmt: skip
         return
     from featstore.extraction import extract as run
@@ -123,6 +129,8 @@ def probe(
             results=results, device=device, scheduler=scheduler, overwrite=overwrite,
             progress=advance,
         )  # fmt: skip
+    for reason, cells in Counter(one.error for one in done.not_applicable).items():
+        typer.echo(f"featstore: left out {cells} cells: {reason}", err=True)
     for failure in done.failed:
         typer.echo(f"featstore: {failure.what}: {failure.error}", err=True)
     if as_json:

@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from featstore.datasets.fetching import first_line
 from featstore.datasets.files import decode, digest_encoded, read_encoded
+from featstore.datasets.lists import first_line
 from featstore.errors import BadImageError
 from featstore.keys import canonical_json
 

@@ -6,15 +6,13 @@ import re
 from pathlib import Path
 
 import numpy as np
-import torchvision.datasets as tv
 
-from featstore.datasets import fetching, lists
+from featstore.datasets import lists
 from featstore.datasets.files import file_split, image_files
 from featstore.datasets.image_split import ImageSplit
 from featstore.datasets.names import Entry
 from featstore.errors import BadImageError, MissingDatasetError
 
-_CHECKSUMS = {"256_ObjectCategories.tar": "md5:67b4f42ca05d46448c6bb8ecd2220f6d"}
 _CATEGORY_256 = re.compile(r"(\d{3})\.(.+)")
 _IMAGE_256 = re.compile(r"(\d{3})_(\d{4})\.jpg")
 _SHARE_OF_TRAIN_256 = 0.8
@@ -22,7 +20,7 @@ _TRAIN_101 = 30
 _SEED = 0
 
 
-def read_256(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
+def read_256(entry: Entry, split: str, root: Path) -> ImageSplit:
     """Split of Caltech256 as Marks et al. drew it; label = number of the folder - 1.
 
     There is no official division. All images, in the order of their numbers, category by
@@ -36,12 +34,10 @@ def read_256(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSp
     BadImageError
         The folders are not those of 001 to 257.
     """
-    folder = _find_256(entry, root)
-    if folder is None and download:
-        lists.fetch(entry, root / entry.name, _CHECKSUMS)
-        folder = _find_256(entry, root)
+    places = ("caltech256", "Caltech256", ".")
+    folder = _folder(entry, root, places, "256_ObjectCategories")
     if folder is None:
-        raise lists.absent(entry, root, "256_ObjectCategories")
+        raise lists.absent(entry, root, "no 256_ObjectCategories")
     matches = map(_CATEGORY_256.fullmatch, lists.subfolders(folder))
     found = {match[0]: match for match in matches if match}
     lists.check_categories(entry, len(found), folder)
@@ -87,11 +83,7 @@ def _images_256(folder: Path, number: int) -> list[Path]:
     return [folder / f"{number:03d}_{index:04d}.jpg" for index in indices]
 
 
-def _find_256(entry: Entry, root: Path) -> Path | None:
-    return _folder(entry, root, ("caltech256", "Caltech256", "."), "256_ObjectCategories")
-
-
-def read_101(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
+def read_101(entry: Entry, split: str, root: Path) -> ImageSplit:
     """Split of Caltech101 by the lists `train.txt` and `test.txt` of Ericsson et al.
 
     All 102 folders are categories, BACKGROUND_Google the first. A line that comes twice is a
@@ -106,12 +98,10 @@ def read_101(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSp
     BadImageError
         There are not 102 folders, or a list gives an image the label of another folder.
     """
-    folder = _find_101(entry, root)
-    if folder is None and download:
-        fetching.fetch(entry.name, root, lambda: tv.Caltech101(root=str(root), download=True))
-        folder = _find_101(entry, root)
+    places = ("caltech101", "Caltech101/caltech101", "Caltech101", "caltech-101", ".")
+    folder = _folder(entry, root, places, "101_ObjectCategories")
     if folder is None:
-        raise lists.absent(entry, root, "101_ObjectCategories")
+        raise lists.absent(entry, root, "no 101_ObjectCategories")
     categories = lists.subfolders(folder)
     lists.check_categories(entry, len(categories), folder)
     if lists.option(entry, "split", ("published", "drawn"), "published") == "drawn":
@@ -137,11 +127,6 @@ def read_101(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSp
     paths = [folder / name for name, _ in pairs]
     labels = [label for _, label in pairs]
     return file_split(entry.name, split, folder.parent, paths, labels, categories)
-
-
-def _find_101(entry: Entry, root: Path) -> Path | None:
-    places = ("caltech101", "Caltech101/caltech101", "Caltech101", "caltech-101", ".")
-    return _folder(entry, root, places, "101_ObjectCategories")
 
 
 def _folder(entry: Entry, root: Path, places: tuple[str, ...], name: str) -> Path | None:

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from featstore.datasets.fetching import absent, incomplete
 from featstore.datasets.files import file_split, flatten, image_files, read_classes, split_by_class
 from featstore.datasets.image_split import ImageSplit
-from featstore.datasets.lists import check_categories
+from featstore.datasets.lists import check_categories, find_any, incomplete
 from featstore.datasets.names import Entry
 from featstore.errors import BadImageError, CatalogueError
 
@@ -31,7 +30,7 @@ _FINDINGS = (
 _ISIC = "ISIC2018_Task3_Training"
 
 
-def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
+def read(entry: Entry, split: str, root: Path) -> ImageSplit:
     """Split of a catalogue entry; none can be fetched by program.
 
     Raises
@@ -44,11 +43,8 @@ def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
     name = entry.name
     if name not in _POOLS:
         raise CatalogueError(f"{name}: the reader {entry.reader!r} reads {', '.join(_POOLS)}")
-    pool, folders = _POOLS[name]
-    base = next((root / one for one in folders if (root / one).is_dir()), None)
-    if base is None:
-        raise absent(name, root, f"no folder {root / folders[0]}", by_program=False)
-    paths, labels, categories = pool(name, base)
+    base = find_any(entry, root)
+    paths, labels, categories = _POOLS[name](name, base)
     check_categories(entry, len(categories), base)
     expected = sum(entry.n_images.values())
     if expected and len(paths) != expected:
@@ -63,7 +59,7 @@ def _crop_diseases(name: str, base: Path) -> Pool:
     """Class folders of `dataset/train`; `dataset/test` is left out."""
     folder = base / "dataset" / "train"
     if not folder.is_dir():
-        raise incomplete(name, base, folder)
+        raise incomplete(name, folder)
     members = read_classes(folder)
     categories = sorted(members)
     return *flatten(members, categories), categories
@@ -72,7 +68,7 @@ def _crop_diseases(name: str, base: Path) -> Pool:
 def _isic2018(name: str, base: Path) -> Pool:
     """One-hot columns of a table, found by their names: copies differ in their order."""
     table = base / f"{_ISIC}_GroundTruth" / f"{_ISIC}_GroundTruth.csv"
-    rows = _table(name, base, table)
+    rows = _table(name, table)
     header = next(rows, [])
     absent_columns = [one for one in ("image", *_LESIONS) if one not in header]
     if absent_columns:
@@ -104,7 +100,7 @@ def _chestx(name: str, base: Path) -> Pool:
     Images lie flat in `images`, or in the parts that the archives unpack to.
     """
     table = base / "Data_Entry_2017.csv"
-    rows = _table(name, base, table)
+    rows = _table(name, table)
     header = next(rows, [])
     if header[:2] != ["Image Index", "Finding Labels"]:
         raise BadImageError(
@@ -122,17 +118,17 @@ def _chestx(name: str, base: Path) -> Pool:
     return paths, labels, _FINDINGS
 
 
-def _table(name: str, base: Path, path: Path) -> Iterator[list[str]]:
+def _table(name: str, path: Path) -> Iterator[list[str]]:
     """Rows of a CSV as text, without empty ones."""
     if not path.exists():
-        raise incomplete(name, base, path)
+        raise incomplete(name, path)
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = [[cell.strip() for cell in row] for row in csv.reader(file)]
     return (row for row in rows if any(row))
 
 
-_POOLS: dict[str, tuple[Callable[[str, Path], Pool], Sequence[str]]] = {
-    "chestx": (_chestx, ("chestx", "ChestX")),
-    "crop_diseases": (_crop_diseases, ("crop_diseases", "CropDiseases")),
-    "isic2018": (_isic2018, ("isic2018", "ISIC")),
+_POOLS: dict[str, Callable[[str, Path], Pool]] = {
+    "chestx": _chestx,
+    "crop_diseases": _crop_diseases,
+    "isic2018": _isic2018,
 }

@@ -12,12 +12,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torchvision.datasets.utils import download_and_extract_archive
 
-from featstore.datasets.fetching import absent, fetch, first_line, incomplete
 from featstore.datasets.files import check_labels
 from featstore.datasets.image_split import ImageSplit
-from featstore.datasets.lists import check_count
+from featstore.datasets.lists import check_count, find_any, first_line, incomplete
 from featstore.datasets.names import Entry
 from featstore.errors import BadImageError, CatalogueError
 
@@ -29,11 +27,8 @@ _HOST = "https://www.cs.toronto.edu/~kriz/"
 
 @dataclass(frozen=True)
 class Source:
-    """Layout of a set: its folder, archive and files, with the md5 that its publisher's have."""
+    """Files of a set, with the md5 that its publisher's have."""
 
-    folder: str
-    archive: str
-    md5: str
     splits: Mapping[str, Mapping[str, str]]
     labels: str
     meta: str
@@ -42,9 +37,6 @@ class Source:
 
 SOURCES = {
     "cifar10": Source(
-        folder="cifar-10-batches-py",
-        archive="cifar-10-python.tar.gz",
-        md5="c58f30108f718f92721af3b95e74349a",
         splits={
             "train": {
                 "data_batch_1": "c99cafc152244af753f735de768cd75f",
@@ -60,9 +52,6 @@ SOURCES = {
         names="label_names",
     ),
     "cifar100": Source(
-        folder="cifar-100-python",
-        archive="cifar-100-python.tar.gz",
-        md5="eb9058c3a382ffc7106e4002c42a8d85",
         splits={
             "train": {"train": "16019d7e3df5f24257cddd939b257f8d"},
             "test": {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
@@ -104,7 +93,7 @@ class CifarImages:
         return Image.fromarray(self.pixels[position])
 
 
-def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
+def read(entry: Entry, split: str, root: Path) -> ImageSplit:
     """Split of a catalogue entry.
 
     Raises
@@ -118,12 +107,7 @@ def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
     if name not in SOURCES:
         raise CatalogueError(f"{name}: the reader {entry.reader!r} reads {', '.join(SOURCES)}")
     source = SOURCES[name]
-    base = root / source.folder
-    if download and not base.is_dir():
-        url = _HOST + source.archive
-        fetch(name, root, lambda: download_and_extract_archive(url, str(root), md5=source.md5))
-    if not base.is_dir():
-        raise absent(name, root, f"no folder {base}")
+    base = find_any(entry, root)
     meta = _load(name, base, source.meta)
     categories = tuple(map(_text, _field(base / source.meta, meta, source.names)))
     pixels, labels = [], []
@@ -146,7 +130,7 @@ def _load(name: str, base: Path, file: str, md5: str = "") -> dict[str, Any]:
     """Content of a pickle, by str keys: Python 2 wrote bytes."""
     path = base / file
     if not path.is_file():
-        raise incomplete(name, base, path)
+        raise incomplete(name, path)
     if md5 and _md5(path) != md5:
         log.warning("%s: %s is not the published file, by its md5", name, path)
     with path.open("rb") as stream:

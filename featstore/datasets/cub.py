@@ -10,12 +10,8 @@ from featstore.datasets.image_split import ImageSplit
 from featstore.datasets.names import Entry
 from featstore.errors import BadImageError
 
-_CHECKSUMS = {
-    "CUB_200_2011.tgz": "sha256:0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081"
-}
 
-
-def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
+def read(entry: Entry, split: str, root: Path) -> ImageSplit:
     """Split `train` or `test`, in the order of the image ids; label = class id - 1.
 
     Raises
@@ -25,12 +21,11 @@ def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
     BadImageError
         The lists do not fit each other.
     """
-    place = _find(entry, root)
-    if place is None and download:
-        lists.fetch(entry, root / entry.name, _CHECKSUMS)
-        place = _find(entry, root)
+    place = lists.find_place(
+        entry, root, ("CUB_200_2011", "."), lambda folder: (folder / "images.txt").is_file()
+    )
     if place is None:
-        raise lists.absent(entry, root, "CUB_200_2011/images.txt")
+        raise lists.absent(entry, root, "no CUB_200_2011/images.txt")
     names, images, labels, in_train = (
         lists.read_table(entry.name, place / f"{name}.txt")
         for name in ("classes", "images", "image_class_labels", "train_test_split")
@@ -63,9 +58,3 @@ def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
     lists.check_count(entry, split, len(paths))
     categories = [names[number].partition(".")[2] for number in numbers]
     return file_split(entry.name, split, place, paths, targets, categories)
-
-
-def _find(entry: Entry, root: Path) -> Path | None:
-    return lists.find_place(
-        entry, root, ("CUB_200_2011", "."), lambda folder: (folder / "images.txt").is_file()
-    )

@@ -12,31 +12,11 @@ from featstore.errors import BadImageError, MissingDatasetError
 
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 
-_CHECKSUMS = {
-    "clipart.zip": "md5:cd0d8f2d77a4e181449b78ed62bccf1e",
-    "infograph.zip": "md5:720380b86f9e6ab4805bb38b6bd135f8",
-    "painting.zip": "md5:1ae32cdb4f98fe7ab5eb0a351768abfd",
-    "quickdraw.zip": "md5:bdc1b6f09f277da1a263389efe0c7a66",
-    "real.zip": "md5:dcc47055e8935767784b7162e7c7cca6",
-    "sketch.zip": "md5:658d8009644040ff7ce30bb2e820850f",
-    "clipart_train.txt": "md5:b4349693a7f9c05c53955725c47ed6cb",
-    "infograph_train.txt": "md5:379b50054f4ac2018dca4f89421b92d9",
-    "painting_train.txt": "md5:7db0e7ca73ad9982f6e1f7f3ef372c0a",
-    "quickdraw_train.txt": "md5:b732ced3939ac8efdd8c0a889dca56cc",
-    "real_train.txt": "md5:8ebf02c2075fadd564705f0dc7cd6291",
-    "sketch_train.txt": "md5:1233bd18aa9a8a200bf4cecf1c34ef3e",
-    "clipart_test.txt": "md5:f5ddbcfd657a3acf9d0f7da10db22565",
-    "infograph_test.txt": "md5:779626b50869edffe8ea6941c3755c71",
-    "painting_test.txt": "md5:232b35dc53f26d414686ae579e38d9b5",
-    "quickdraw_test.txt": "md5:c1a828fdfe216fb109f1c0083a252c6f",
-    "real_test.txt": "md5:6098816791c3ebed543c71ffa11b9054",
-    "sketch_test.txt": "md5:d8a222e4672cfd585298aa14d02ea441",
-}
 _FOLDER = "domainnet"
 _LIST_FOLDERS = (".", "splits", "txt", "domainnet/txt")
 
 
-def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
+def read(entry: Entry, split: str, root: Path) -> ImageSplit:
     """Split `train` or `test` of a domain, in the order of its list, with the list's labels.
 
     All six domains have the same 345 categories, whichever of them a list shows. The folders
@@ -54,11 +34,8 @@ def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
     domain = lists.option(entry, "domain", DOMAINS)
     name = f"{domain}_{split}.txt"
     place = _find(entry, root, domain, name)
-    if download and (place is None or not _complete(place, domain, name)):
-        lists.fetch(entry, root / _FOLDER, _CHECKSUMS)
-        place = _find(entry, root, domain, name)
     if place is None:
-        raise lists.absent(entry, root, f"{_FOLDER}/{domain} and no {_FOLDER}/{name}")
+        raise lists.absent(entry, root, f"no {_FOLDER}/{domain} and no {_FOLDER}/{name}")
     categories = read_categories()
     listing = _list(place, name) or place / name
     pairs = lists.read_labelled(entry.name, listing, len(categories))

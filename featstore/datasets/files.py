@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from featstore.datasets.image_split import ImageSplit
+from featstore.datasets.lists import subfolders
 from featstore.errors import BadImageError, MissingDatasetError
 from featstore.keys import canonical_json
 
@@ -295,11 +296,7 @@ def read_classes(folder: Path) -> dict[str, list[Path]]:
     BadImageError
         A class folder holds no image, or there is none.
     """
-    classes = {
-        child.name: image_files(child)
-        for child in sorted(folder.iterdir())
-        if child.is_dir() and not child.name.startswith((".", "__MACOSX"))
-    }
+    classes = {name: image_files(folder / name) for name in subfolders(folder)}
     if not any(classes.values()):
         raise BadImageError(
             f"{folder} holds no images. Expected {folder}/CLASS/IMAGE.png, or train/ and test/ "

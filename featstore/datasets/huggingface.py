@@ -24,9 +24,9 @@ from featstore.datasets.arrow_images import (
     schema_of,
     unpacked,
 )
-from featstore.datasets.fetching import first_line
 from featstore.datasets.files import check_labels
 from featstore.datasets.image_split import ImageSplit
+from featstore.datasets.lists import HUB_NAME, first_line
 from featstore.datasets.names import Entry
 from featstore.datasets.webdataset import SPLIT_NAMES, natural
 from featstore.errors import BadImageError, MissingDatasetError, UnknownNameError
@@ -34,7 +34,6 @@ from featstore.home import expanded, offline
 
 log = logging.getLogger(__name__)
 
-_HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+){0,2}$")
 _SHARD = re.compile(r"-(\d+)-of-(\d+)$")
 
 
@@ -73,7 +72,8 @@ def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
     MissingDatasetError
         It is not there.
     BadImageError
-        A shard is damaged, a label unknown, an image missing or outside the dataset.
+        A shard is damaged, a label unknown, an image missing or outside the dataset, or it has no
+        image.
     """
     found = _find(entry.folder, entry.path, download)
     asked = str(entry.options.get(split, split))
@@ -85,6 +85,11 @@ def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
     files = found.shards[source]
     columns = columns_of(schema_of(files[0]), entry.options, str(files[0]))
     labels = labels_of(files, columns.label)
+    if not len(labels):
+        raise BadImageError(
+            f"{entry.name} {asked} is empty: {files[0]} holds no rows, nor does any other of its "
+            f"{len(files)} files. Fetch it again, or leave this split out"
+        )
     names = columns.names
     if names is None:
         all_labels = [labels_of(shards, columns.label) for shards in found.shards.values()]
@@ -111,7 +116,7 @@ def _find(folder: str, path: str, download: bool) -> _Found:
     place = Path(folder, expanded(path))
     if path and place.is_dir():
         return _Found(_parquet_shards(place), (place,))
-    if not _HUB_NAME.match(path) or path.startswith("."):
+    if not HUB_NAME.match(path):
         if path.startswith(("/", ".", "~")):
             raise MissingDatasetError(f"hf:{path}: there is no folder {place}. Check the path")
         raise UnknownNameError(
@@ -178,11 +183,11 @@ def _hub_shards(name: str, download: bool) -> _Found:
     # The package raises what its many parts raise: of the network, of the disk, of the formats.
     except Exception as error:
         reason = first_line(error)
-        how = (
-            "Check the name and the network"
-            if download
-            else f"Fetch it: featstore datasets hf:{name} --download"
-        )
+        how = f"Fetch it: featstore datasets hf:{name} --download"
+        if download:
+            how = "Check the name and the network"
+        elif offline():
+            how = "Nothing is fetched while FEATSTORE_OFFLINE or HF_HUB_OFFLINE is set: unset it"
         raise MissingDatasetError(f"hf:{name} could not be read ({reason}). {how}") from error
     groups: dict[str, list[Path]] = {}
     for split, one in loaded.items():

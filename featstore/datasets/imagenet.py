@@ -39,7 +39,7 @@ class Meta:
     val: Sequence[str] = ()
 
 
-def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
+def read(entry: Entry, split: str, root: Path) -> ImageSplit:
     """Split `train`, or `test`: the official validation images.
 
     The label is the position of an image's WordNet id in the sorted ids of all 1,000 categories,
@@ -58,7 +58,7 @@ def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
     """
     place = lists.find_place(entry, root, _PLACES, lambda folder: _holds(folder, root))
     if place is None:
-        raise lists.absent(entry, root, "imagenet/train")
+        raise lists.absent(entry, root, "no imagenet/train")
     official = _OFFICIAL[split]
     folder = lists.unnested(place / official)
     if not folder.is_dir():

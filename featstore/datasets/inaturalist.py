@@ -18,10 +18,6 @@ from featstore.errors import BadImageError
 
 log = logging.getLogger(__name__)
 
-_CHECKSUMS = {
-    "train_mini.tar.gz": "md5:db6ed8330e634445efc8fec83ae81442",
-    "val.tar.gz": "md5:f6f6e0e242e3d4c9569ba56400938afc",
-}
 _PLACES = ("inaturalist", "inat2021", "iNaturalist", ".")
 # The archives' own folder, and what torchvision renames it to.
 _FOLDERS = {"train": ("train_mini", "2021_train_mini"), "test": ("val", "2021_valid")}
@@ -41,7 +37,7 @@ class Species(NamedTuple):
     epithet: str
 
 
-def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
+def read(entry: Entry, split: str, root: Path) -> ImageSplit:
     """Split `train` (train_mini) or `test` (the official val), labelled by `options.rank`.
 
     Categories are the names of the rank in the order in which the sorted folders show them, so
@@ -57,13 +53,9 @@ def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
     BadImageError
         Folders are not named as published, or are not as many; a list does not fit them.
     """
-    place = _find(entry, root, split)
-    if place is None and download:
-        urls = [url for url in entry.urls if f"/{_FOLDERS[split][0]}." in url]
-        lists.fetch(entry, root / _PLACES[0], _CHECKSUMS, urls)
-        place = _find(entry, root, split)
+    place = lists.find_place(entry, root, _PLACES, lambda folder: _holds(folder, split))
     if place is None:
-        raise lists.absent(entry, root, f"{_PLACES[0]}/{_FOLDERS[split][0]}")
+        raise lists.absent(entry, root, f"no {_PLACES[0]}/{_FOLDERS[split][0]}")
     folder = _images(place, split)
     listing = place / f"{_FOLDERS[split][0]}.json"
     records = _read_json(listing) if listing.is_file() else None
@@ -212,10 +204,6 @@ def _images(place: Path, split: str) -> Path:
     """Folder of a split's species, by either name."""
     found = (place / name for name in _FOLDERS[split] if (place / name).is_dir())
     return lists.unnested(next(found, place / _FOLDERS[split][0]))
-
-
-def _find(entry: Entry, root: Path, split: str) -> Path | None:
-    return lists.find_place(entry, root, _PLACES, lambda folder: _holds(folder, split))
 
 
 def _holds(folder: Path, split: str) -> bool:

@@ -1,4 +1,4 @@
-"""Published sets by their own lists and folders: torchvision only fetches them.
+"""Published sets by their own lists and folders.
 
 Torchvision orders the classes of some otherwise than the archive does, or takes them from whatever
 one split lists.
@@ -11,24 +11,26 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torchvision.datasets as tv
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
-from torchvision.datasets.utils import download_and_extract_archive
 
-from featstore.datasets.fetching import absent, fetch, first_line, incomplete, read_list
 from featstore.datasets.files import file_split, flatten, read_classes, split_by_class
 from featstore.datasets.image_split import ImageSplit
-from featstore.datasets.lists import check_categories, check_count
+from featstore.datasets.lists import (
+    check_categories,
+    check_count,
+    find_any,
+    first_line,
+    incomplete,
+    read_lines,
+    subfolders,
+)
 from featstore.datasets.names import Entry
-from featstore.errors import BadImageError, CatalogueError, FeatStoreError, MissingDatasetError
+from featstore.errors import BadImageError, CatalogueError, FeatStoreError
 
 log = logging.getLogger(__name__)
-
-_SUN_PARTITIONS = "https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip"
 
 
 @dataclass(frozen=True)
@@ -40,23 +42,7 @@ class Listing:
     categories: Sequence[str]
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a set lies below the root, who reads its lists and who fetches it.
-
-    Attributes
-    ----------
-    bases : folders that it may lie in, the first where torchvision puts it
-    listing : (set, base, split) -> Listing
-    get : torchvision's class, or None where no program can fetch it
-    """
-
-    bases: Sequence[str]
-    listing: Callable[[str, Path, str], Listing]
-    get: Callable[..., Any] | None
-
-
-def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
+def read(entry: Entry, split: str, root: Path) -> ImageSplit:
     """Split of a catalogue entry.
 
     Raises
@@ -69,20 +55,9 @@ def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
     name = entry.name
     if name not in SOURCES:
         raise CatalogueError(f"{name}: the reader {entry.reader!r} reads {', '.join(SOURCES)}")
-    source = SOURCES[name]
-    places = [root / base for base in source.bases]
-    base = next((place for place in places if place.is_dir()), None)
-    if base is None and download and source.get is not None:
-        get = source.get
-        fetch(name, root, lambda: get(root=str(root), download=True))
-        base = next((place for place in places if place.is_dir()), None)
-    if base is None:
-        reason = f"no folder {places[0]}"
-        raise absent(name, root, reason, by_program=source.get is not None)
-    if name == "sun397" and download:
-        _fetch_sun397_lists(base, split)
+    base = find_any(entry, root)
     try:
-        listing = source.listing(name, base, split)
+        listing = SOURCES[name](name, base, split)
     except FeatStoreError:
         raise
     except (ValueError, LookupError, TypeError, OSError, MatReadError) as error:
@@ -117,34 +92,28 @@ def _food101(name: str, base: Path, split: str) -> Listing:
     """Labels by the archive's classes.txt: sorted, cheese_plate would come before cheesecake."""
     listing, keyed = base / "meta" / f"{split}.txt", base / "meta" / f"{split}.json"
     if listing.exists() or not keyed.exists():
-        files = read_list(name, base, listing)
+        files = read_lines(name, listing)
     else:
         files = [file for members in json.loads(keyed.read_text()).values() for file in members]
     pairs = [(base / "images" / f"{file}.jpg", file.split("/")[0]) for file in files]
-    categories = read_list(name, base, base / "meta" / "classes.txt")
+    categories = read_lines(name, base / "meta" / "classes.txt")
     return _by_name(name, listing, pairs, categories)
 
 
 def _dtd(name: str, base: Path, split: str) -> Listing:
     """Split 1 of ten; the classes are the folders, whichever of them a list happens to name."""
     if not (base / "images").is_dir():
-        raise incomplete(name, base, base / "images")
+        raise incomplete(name, base / "images")
     listing = base / "labels" / f"{split}1.txt"
-    pairs = [
-        (base / "images" / line, line.split("/")[0]) for line in read_list(name, base, listing)
-    ]
-    return _by_name(name, listing, pairs, _folders(base / "images"))
-
-
-def _folders(base: Path) -> list[str]:
-    return sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith("."))
+    pairs = [(base / "images" / line, line.split("/")[0]) for line in read_lines(name, listing)]
+    return _by_name(name, listing, pairs, subfolders(base / "images"))
 
 
 def _aircraft(name: str, base: Path, split: str) -> Listing:
     """Variants: lines of variants.txt, with spaces and slashes."""
-    categories = read_list(name, base, base / "variants.txt")
+    categories = read_lines(name, base / "variants.txt")
     listing = base / f"images_variant_{split}.txt"
-    lines = [line.split(maxsplit=1) for line in read_list(name, base, listing)]
+    lines = [line.split(maxsplit=1) for line in read_lines(name, listing)]
     pairs = [(base / "images" / f"{image}.jpg", variant) for image, variant in lines]
     return _by_name(name, listing, pairs, categories)
 
@@ -152,7 +121,7 @@ def _aircraft(name: str, base: Path, split: str) -> Listing:
 def _pets(name: str, base: Path, split: str) -> Listing:
     """Class ids from 1, alphabetical whatever the case."""
     lines = {
-        part: [line.split() for line in read_list(name, base, base / "annotations" / f"{part}.txt")]
+        part: [line.split() for line in read_lines(name, base / "annotations" / f"{part}.txt")]
         for part in ("trainval", "test")
     }
     names = {
@@ -179,7 +148,7 @@ def _cars(name: str, base: Path, split: str) -> Listing:
     place = next((path for path in places if path.exists()), places[0])
     for path in (devkit / "cars_meta.mat", place):
         if not path.exists():
-            raise incomplete(name, base, path)
+            raise incomplete(name, path)
     rows = np.atleast_1d(loadmat(place, squeeze_me=True)["annotations"])
     if "class" not in (rows.dtype.names or ()):
         raise BadImageError(
@@ -205,21 +174,12 @@ def _eurosat(name: str, base: Path, split: str) -> Listing:
 
 def _sun397(name: str, base: Path, split: str) -> Listing:
     """First official partition; the class is what stands between the letter and the file."""
-    listing = _sun397_list(base, _sun397_file(split))
-    if not listing.exists():
-        raise MissingDatasetError(
-            f"{name}: its official split is not at {listing}. Unpack {_SUN_PARTITIONS} there, or "
-            f"run: featstore datasets {name} --download --data-root {base.parent}"
-        )
-    lines = [line.lstrip("/") for line in read_list(name, base, listing)]
-    names = read_list(name, base, _sun397_list(base, "ClassName.txt"))
+    listing = _sun397_list(base, "Training_01.txt" if split == "train" else "Testing_01.txt")
+    lines = [line.lstrip("/") for line in read_lines(name, listing)]
+    names = read_lines(name, _sun397_list(base, "ClassName.txt"))
     categories = [line.lstrip("/").split("/", 1)[1] for line in names]
     pairs = [(base / line, "/".join(line.split("/")[1:-1])) for line in lines]
     return _by_name(name, listing, pairs, categories)
-
-
-def _sun397_file(split: str) -> str:
-    return "Training_01.txt" if split == "train" else "Testing_01.txt"
 
 
 def _sun397_list(base: Path, file: str) -> Path:
@@ -228,25 +188,13 @@ def _sun397_list(base: Path, file: str) -> Path:
     return next((path for path in (f / file for f in folders) if path.exists()), base / file)
 
 
-def _fetch_sun397_lists(base: Path, split: str) -> None:
-    if not _sun397_list(base, _sun397_file(split)).exists():
-        fetch(
-            "sun397: its official split",
-            base,
-            lambda: download_and_extract_archive(_SUN_PARTITIONS, str(base)),
-        )
-
-
-SOURCES: dict[str, Source] = {
-    "dtd": Source(("dtd/dtd", "dtd"), _dtd, tv.DTD),
-    "eurosat": Source(
-        ("eurosat/2750", "eurosat/EuroSAT_RGB", "EuroSAT/2750", "EuroSAT/EuroSAT_RGB"),
-        _eurosat,
-        tv.EuroSAT,
-    ),
-    "fgvc_aircraft": Source(("fgvc-aircraft-2013b/data",), _aircraft, tv.FGVCAircraft),
-    "food101": Source(("food-101",), _food101, tv.Food101),
-    "oxford_pets": Source(("oxford-iiit-pet",), _pets, tv.OxfordIIITPet),
-    "stanford_cars": Source(("stanford_cars",), _cars, None),
-    "sun397": Source(("SUN397",), _sun397, tv.SUN397),
+SOURCES: dict[str, Callable[[str, Path, str], Listing]] = {
+    "dtd": _dtd,
+    "eurosat": _eurosat,
+    "fgvc_aircraft": _aircraft,
+    "food101": _food101,
+    "oxford_pets": _pets,
+    "stanford_cars": _cars,
+    "sun397": _sun397,
 }
+"""Readers of the sets' lists, called as (set, folder, split)."""

@@ -1,24 +1,31 @@
-"""What readers of published layouts share: finding and fetching a folder, reading its lists."""
+"""What readers of published layouts share: where a dataset lies, and its lists."""
 
 from __future__ import annotations
 
-import hashlib
+import glob
 import logging
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torchvision.datasets.utils import download_url, extract_archive
-
-from featstore.datasets import fetching
-from featstore.datasets.names import Entry
 from featstore.errors import BadImageError, CatalogueError, MissingDatasetError
+from featstore.home import expanded
+
+if TYPE_CHECKING:  # names asks here whether a dataset is there
+    from featstore.datasets.names import Entry
 
 log = logging.getLogger(__name__)
 
-_DAMAGED = (EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+HUB_NAME = re.compile(r"^(?!\.)[\w.-]+(/[\w.-]+){0,2}$")
+"""What can be the name of a dataset on the Hugging Face hub, with a configuration or without."""
+
+_OWN_FILES = {
+    "folder": ("*/*",),
+    "webdataset": ("*.tar",),
+    "huggingface": ("*.parquet", "data/*.parquet"),
+}
 
 
 def option(entry: Entry, name: str, known: Collection[str], default: str = "") -> str:
@@ -39,12 +46,76 @@ def find_place(
     Looked for in `root/PLACE` and `root/NAME/PLACE`, and in `X/X` for each such folder X, since
     archives are often unpacked into a folder of their own name.
     """
-    for place in places:
-        for base in (root / entry.name / place, root / place):
-            for folder in (base, base / base.name):
-                if holds(folder):
-                    return folder
+    candidates = (one for place in places for one in _candidates(entry.name, root, place))
+    return next((folder for folder in candidates if holds(folder)), None)
+
+
+def _candidates(name: str, root: Path, place: str) -> Iterator[Path]:
+    for base in (root / name / place, root / place):
+        yield from (base, base / base.name)
+
+
+def find_whole(entry: Entry, root: Path) -> Path | None:
+    """First folder that holds what an entry is `found_by`, or None."""
+    for place, marks in _marks(entry):
+        for folder in _candidates(entry.name, root, place):
+            if all(any((folder / one).exists() for one in mark) for mark in marks):
+                return folder
     return None
+
+
+def find_any(entry: Entry, root: Path) -> Path:
+    """As `find_whole`, else the first folder that exists of those that would hold it.
+
+    Raises
+    ------
+    MissingDatasetError
+        None does.
+    """
+    places = [place for place, _ in _marks(entry)]
+    found = find_whole(entry, root) or find_place(entry, root, places, Path.is_dir)
+    if found is None:
+        raise absent(entry, root, f"no folder {root / places[0]}")
+    return found
+
+
+def _marks(entry: Entry) -> Iterator[tuple[str, list[list[str]]]]:
+    """Places of an entry, each with the marks that all must be in it, in one form or another."""
+    for one in entry.found_by:
+        place, _, marks = one.rpartition("//")
+        yield place, [[form.strip() for form in mark.split("|")] for mark in marks.split(",")]
+
+
+def is_there(entry: Entry, root: Path) -> bool:
+    """Whether an entry's files lie where its reader looks; a look at a folder or two."""
+    if entry.reader not in _OWN_FILES:
+        return find_whole(entry, root) is not None
+    place = str(Path(entry.folder, expanded(entry.path)))
+    if entry.reader == "webdataset" and not Path(place).is_dir():
+        return bool(glob.glob(re.sub(r"\{[^{}]*\}", "*", place)))  # noqa: PTH207 - of any root
+    patterns = _OWN_FILES[entry.reader]
+    if any(next(Path(place).glob(pattern), None) for pattern in patterns):
+        return True
+    return is_on_hub(entry) and _in_hub_cache(entry.path)
+
+
+def is_on_hub(entry: Entry) -> bool:
+    """Whether an entry is named by its place on the Hugging Face hub."""
+    there = Path(entry.folder, expanded(entry.path)).is_dir()
+    return entry.reader == "huggingface" and not there and bool(HUB_NAME.match(entry.path))
+
+
+def _in_hub_cache(name: str) -> bool:
+    """Whether the package `datasets` keeps a dataset, in OWNER___NAME/CONFIG; not imported."""
+    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    cache = expanded(os.environ.get("HF_DATASETS_CACHE") or f"{home}/datasets")
+    parts = name.split("/")
+    wanted = "".join(parts[:2]).replace("_", "").lower()  # it turns CamelCase into snake_case
+    return any(
+        folder.name.replace("_", "").lower() == wanted
+        for folder in cache.glob("*")
+        if any(folder.glob(parts[2] if len(parts) > 2 else "*"))
+    )
 
 
 def unnested(folder: Path) -> Path:
@@ -62,48 +133,26 @@ def subfolders(folder: Path) -> list[str]:
     )
 
 
-def fetch(
-    entry: Entry, folder: Path, checksums: Mapping[str, str], urls: Iterable[str] | None = None
-) -> None:
-    """Download files into a folder, and unpack there those that are archives.
-
-    Parameters
-    ----------
-    checksums : by file name, `md5:HEX` or `sha256:HEX`
-    urls : by default all of the entry
-
-    Raises
-    ------
-    MissingDatasetError
-        A file could not be fetched, is not the published one, or cannot be unpacked.
-    """
-
-    def get() -> None:
-        for url in entry.urls if urls is None else urls:
-            name = url.rpartition("/")[2]
-            kind, _, digest = checksums.get(name, "").partition(":")
-            download_url(url, str(folder), name, digest if kind == "md5" else None)
-            if kind == "sha256" and _sha256(folder / name) != digest:
-                (folder / name).unlink()  # else it would pass for fetched the next time
-                raise RuntimeError(f"{name} is not the published file")
-            if Path(name).suffix == ".txt":
-                continue
-            try:
-                extract_archive(str(folder / name), str(folder))
-            except _DAMAGED as error:
-                raise RuntimeError(f"{folder / name} cannot be unpacked: {error}") from error
-
-    fetching.fetch(entry.name, folder, get)
+def absent(entry: Entry, root: Path, reason: object) -> MissingDatasetError:
+    """Error for a dataset that is not below `root`, with the command that fetches it, if any."""
+    how = (
+        f"Fetch it: featstore datasets {entry.name} --download --data-root {root}"
+        if entry.urls
+        else "No program can fetch it: place its files there by hand"
+    )
+    return MissingDatasetError(f"{entry.name} is not below {root} ({reason}). {how}")
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def incomplete(name: str, missing: Path) -> MissingDatasetError:
+    """Error for a dataset that lacks a file or a folder."""
+    return MissingDatasetError(
+        f"{name} is not whole: {missing} is missing. Put it there, or fetch the dataset again"
+    )
 
 
-def absent(entry: Entry, root: Path, wanted: str) -> MissingDatasetError:
-    """Error for a dataset whose folder is nowhere; says how to get it, where a program can."""
-    return fetching.absent(entry.name, root, f"no {wanted}", by_program=bool(entry.urls))
+def first_line(error: Exception) -> str:
+    """First line of an error's message, or its kind where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def read_lines(dataset: str, path: Path) -> list[str]:
@@ -117,9 +166,12 @@ def read_lines(dataset: str, path: Path) -> list[str]:
         It is no text.
     """
     try:
-        return fetching.read_list(dataset, path.parent, path)
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise incomplete(dataset, path) from error
     except UnicodeDecodeError as error:
         raise BadImageError(f"{path} is no list in UTF-8 ({error}). Fetch it again") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def read_labelled(dataset: str, path: Path, n_categories: int) -> list[tuple[str, int]]:

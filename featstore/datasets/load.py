@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,15 +24,17 @@ from featstore.datasets import (
     voc,
     webdataset,
 )
+from featstore.datasets.fetching import fetch_files, unfinished
 from featstore.datasets.files import load_folder
 from featstore.datasets.image_split import ImageSplit
 from featstore.datasets.names import Entry, catalogue, default_data_root, split_transform
 from featstore.errors import CatalogueError, MissingDatasetError, UnknownNameError
+from featstore.fetch import Progress
 from featstore.home import expanded
 from featstore.names import unknown
 
 Reader = Callable[..., ImageSplit]
-"""Called as reader(entry, split, root, download=...): raises MissingDatasetError, BadImageError."""
+"""Called as reader(entry, split, root): raises MissingDatasetError, BadImageError."""
 
 READERS: dict[str, Reader] = {
     "tiny": tiny.read,
@@ -74,7 +77,11 @@ class Dataset:
 
 
 def load_dataset(
-    name: str, *, data_root: str | Path | None = None, download: bool = False
+    name: str,
+    *,
+    data_root: str | Path | None = None,
+    download: bool = False,
+    progress: Progress | None = None,
 ) -> Dataset:
     """Dataset of a name; its images are read only when a split is asked for.
 
@@ -84,6 +91,7 @@ def load_dataset(
         without
     data_root : folder that holds downloads
     download : fetch what is missing
+    progress : called with the name of what is fetched or unpacked, bytes done and bytes in all
 
     Raises
     ------
@@ -105,7 +113,11 @@ def load_dataset(
         parts = {s: partial(_same, images) for s, images in load_folder(base, path).items()}
     elif entry.reader in READERS:
         read = READERS[entry.reader]
-        parts = {s: partial(_read, read, entry, s, root, download) for s in entry.splits}
+        if entry.reader == "huggingface":
+            read = partial(read, download=download)
+        if download and entry.urls:
+            read = partial(_fetched, read, progress)
+        parts = {s: partial(_read, read, entry, s, root) for s in entry.splits}
     else:
         known = ", ".join(["folder", *READERS])
         raise CatalogueError(f"{base} names the reader {entry.reader!r}; there are {known}")
@@ -132,15 +144,28 @@ def _loose_entry(base: str, download: bool) -> Entry:
     raise unknown("dataset", base, catalogue(), listing)
 
 
-def _read(read: Reader, entry: Entry, split: str, root: Path, download: bool) -> ImageSplit:
+def _read(read: Reader, entry: Entry, split: str, root: Path) -> ImageSplit:
     """Split by a reader, whose complaint of missing files is completed by where to get them."""
     try:
-        return read(entry, split, root, download=download)
+        return read(entry, split, root)
     except MissingDatasetError as error:
         source = entry.by_hand or ", ".join(entry.urls)
-        if not source or source in str(error):
+        if not source or any(one in str(error) for one in (source, *entry.urls)):
             raise
         raise MissingDatasetError(f"{error}. It is had from {source}") from error
+
+
+def _fetched(
+    read: Reader, progress: Progress | None, entry: Entry, split: str, root: Path
+) -> ImageSplit:
+    """Split by a reader, for which files are fetched until none of it is missing."""
+    if not unfinished(entry, split, root):
+        with suppress(MissingDatasetError):
+            return read(entry, split, root)
+    for _ in fetch_files(entry, split, root, progress):
+        with suppress(MissingDatasetError):  # another file may hold what is missing
+            return read(entry, split, root)
+    return read(entry, split, root)
 
 
 def _same(images: ImageSplit) -> ImageSplit:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from featstore.datasets.lists import is_on_hub, is_there
 from featstore.errors import UnknownNameError
-from featstore.home import expanded, home, user_catalogue
-from featstore.names import read_catalogue
+from featstore.home import home
+from featstore.names import known_entries
 
-_FILES = ("tiny", "marks2024", "ericsson2021", "torchvision")
+_FILES = [
+    Path(__file__).with_name("catalogue") / f"{name}.toml"
+    for name in ("tiny", "marks2024", "ericsson2021", "torchvision")
+]
 
 TRANSFORMS = ("own", "marks", "ericsson", "ericsson-fewshot")
 """Transforms that a dataset's name may carry after @; a bare name means `own`."""
@@ -26,6 +29,16 @@ SET_TRANSFORMS = {
 }
 """Transform that the members of a study's set carry, unless the set is named with another."""
 
+READERS = (
+    *("folder", "webdataset", "huggingface", "tiny", "torchvision", "listed", "cifar", "imagenet"),
+    *("inaturalist", "cub", "domainnet", "caltech101", "caltech256", "cdfsl"),
+    *("voc-classification", "voc-segmentation", "none"),
+)
+"""Readers that an entry may name; `none` of what is listed only."""
+
+_PLACED = READERS[:3]  # these read what lies at `path`
+_METRICS = ("top1", "mean_per_class", "map11", "ap", "miou", "mean_angular_error")
+
 LOOSE = ("folder:", "hf:", "wds:")
 """Prefixes of datasets that are in no catalogue."""
 
@@ -36,7 +49,7 @@ class Entry:
 
     Attributes
     ----------
-    reader : who reads it from disk: a name in `datasets.load.READERS`
+    reader : who reads it from disk
     options : what else the reader is told, such as the domain
     splits : names of its splits, in their order
     sets : studies that it belongs to
@@ -49,23 +62,24 @@ class Entry:
     categories, n_images : how many there are, by the publication: images by split
     size : of the download in bytes ; urls, by_hand : where it is had, by program or by a person
     licence : as stated ; login : whether that needs an account or a click
-    found_by : paths below the data root, of which any one says that the dataset is there
+    found_by : PLACE//MARKS, any of which says that the dataset is there: a folder below the data
+        root, and what only a whole copy holds in it, divided by commas, forms of one thing by |
     path : of the user's own, relative to `folder`, where the catalogue stands
     unverified : what nobody has seen in the real files
     note : what a user should know
     """
 
     name: str
-    reader: str
+    reader: Annotated[str, READERS]
     options: dict[str, Any] = field(default_factory=dict)
     splits: list[str] = field(default_factory=lambda: ["train", "test"])
     sets: list[str] = field(default_factory=list)
-    task: str = "single-label"
+    task: Annotated[str, ("single-label", "multi-label", "dense")] = "single-label"
     shift: str = ""
     cluster: str = ""
-    metric: str = "top1"
+    metric: Annotated[str, _METRICS] = "top1"
     source: str = ""
-    square: str = ""
+    square: Annotated[str, ("", "pad", "crop")] = ""
     categories: int = 0
     n_images: dict[str, int] = field(default_factory=dict)
     size: int = 0
@@ -80,17 +94,14 @@ class Entry:
     description: str = ""
     folder: str = ""
 
+    def __post_init__(self) -> None:
+        if self.reader in _PLACED and not self.path:
+            raise ValueError(f"path is missing, where the reader {self.reader} looks for images")
+
 
 def catalogue() -> dict[str, Entry]:
     """All datasets known by name: those that ship, and the user's own."""
-    own = user_catalogue()
-    return _read(own, own.stat().st_mtime_ns if own.is_file() else 0)
-
-
-@lru_cache(maxsize=4)
-def _read(own: Path, _changed: int) -> dict[str, Entry]:
-    files = [Path(__file__).with_name("catalogue") / f"{name}.toml" for name in _FILES]
-    return read_catalogue(files, Entry, user=own, kind="datasets")
+    return known_entries("datasets", Entry, _FILES)
 
 
 def status(entry: Entry, root: Path) -> str:
@@ -100,13 +111,9 @@ def status(entry: Entry, root: Path) -> str:
     """
     if entry.task == "dense":
         return "later"
-    if entry.reader == "folder":
-        places = [Path(entry.folder, expanded(entry.path))]
-    else:
-        places = [root / place for place in entry.found_by]
-    if entry.reader == "tiny" or any(place.exists() for place in places):
+    if entry.reader == "tiny" or is_there(entry, root):
         return "ready"
-    return "fetchable" if entry.urls and not entry.login else "by hand"
+    return "fetchable" if is_on_hub(entry) or (entry.urls and not entry.login) else "by hand"
 
 
 def expand(names: Iterable[str]) -> list[str]:

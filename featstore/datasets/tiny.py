@@ -49,8 +49,8 @@ Pixels = np.ndarray  # (n, SIZE, SIZE) uint8, or one (SIZE, SIZE) of it
 Shift = Callable[[Pixels, np.random.Generator], Pixels]
 
 
-def read(entry: Entry, split: str, _root: Path, *, download: bool) -> ImageSplit:
-    """Split of a catalogue entry; nothing need be fetched, and `download` has no effect."""
+def read(entry: Entry, split: str, _root: Path) -> ImageSplit:
+    """Split of a catalogue entry; nothing need be fetched."""
     return load_split(entry.name, split)
 
 

@@ -12,10 +12,9 @@ import numpy as np
 import torchvision.datasets as tv
 from PIL import Image
 
-from featstore.datasets.fetching import absent, fetch, first_line
 from featstore.datasets.files import check_labels, file_split
 from featstore.datasets.image_split import ImageSplit
-from featstore.datasets.lists import check_count
+from featstore.datasets.lists import absent, check_count, find_whole, first_line
 from featstore.datasets.names import Entry
 from featstore.errors import BadImageError, CatalogueError
 
@@ -65,7 +64,7 @@ class TorchvisionImages:
         return image.convert("RGB")
 
 
-def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
+def read(entry: Entry, split: str, root: Path) -> ImageSplit:
     """Split of a catalogue entry.
 
     Raises
@@ -79,7 +78,8 @@ def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
     if name not in SOURCES:
         raise CatalogueError(f"{name}: the reader {entry.reader!r} reads {', '.join(SOURCES)}")
     source = SOURCES[name]
-    dataset = _open(name, source.make, root, dict(source.splits[split]), download)
+    root = find_whole(entry, root) or root
+    dataset = _open(entry, source.make, root, dict(source.splits[split]))
     labels = _labels(dataset)
     check_count(entry, split, len(labels))
     files = _files(dataset)
@@ -94,18 +94,14 @@ def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
     return ImageSplit(name, split, ids, labels, tuple(categories), images, content)
 
 
-def _open(
-    name: str, make: Callable[..., Any], root: Path, arguments: dict[str, Any], download: bool
-) -> Any:
+def _open(entry: Entry, make: Callable[..., Any], root: Path, arguments: dict[str, Any]) -> Any:
     try:
         return make(root=str(root), download=False, **arguments)
     except (RuntimeError, OSError, ValueError) as error:
-        if download:
-            return fetch(name, root, lambda: make(root=str(root), download=True, **arguments))
-        raise absent(name, root, first_line(error)) from error
+        raise absent(entry, root, first_line(error)) from error
     except (LookupError, TypeError) as error:
         raise BadImageError(
-            f"{name}: its lists below {root} cannot be understood ({type(error).__name__}: "
+            f"{entry.name}: its lists below {root} cannot be understood ({type(error).__name__}: "
             f"{first_line(error)}). Remove them and fetch the dataset again"
         ) from error
 

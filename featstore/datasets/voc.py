@@ -20,16 +20,11 @@ CATEGORIES = (
 )  # fmt: skip
 """The 20 categories in the order of their labels, in every year."""
 
-_CHECKSUMS = {
-    "VOCtrainval_06-Nov-2007.tar": "md5:c52e279531787c972589f7e41ab4ae64",
-    "VOCtest_06-Nov-2007.tar": "md5:b6e924de25625d8de591ea690078ad9f",
-    "VOCtrainval_11-May-2012.tar": "md5:6cd6e144f989b92b3379bac3b3de84fd",
-}
 _VOID = 255
 _DIFFICULT = {"negative": 0, "ignore": -1}
 
 
-def read_segmentation(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
+def read_segmentation(entry: Entry, split: str, root: Path) -> ImageSplit:
     """Split `train` or `test` (the official val) of VOC2012's segmentation set.
 
     The label is the category with most pixels in the mask, the lowest one where two have as many;
@@ -44,7 +39,7 @@ def read_segmentation(entry: Entry, split: str, root: Path, *, download: bool) -
     """
     official = {"train": "train", "test": "val"}[split]
     wanted = f"ImageSets/Segmentation/{official}.txt"
-    place = _find(entry, root, "VOC2012", wanted, download)
+    place = _find(entry, root, "VOC2012", wanted)
     ids = lists.read_lines(entry.name, place / wanted)
     labels = [_largest(place / "SegmentationClass" / f"{one}.png") for one in ids]
     lists.check_count(entry, split, len(ids))
@@ -76,7 +71,7 @@ def _largest(path: Path) -> int:
     return int(counts.argmax()) - 1
 
 
-def read_classification(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
+def read_classification(entry: Entry, split: str, root: Path) -> ImageSplit:
     """Split `train`, `val` or `test` of VOC2007 with labels (n, 20): 1 present, 0 absent.
 
     An image that shows a category only in `difficult` instances counts as without it, or has -1
@@ -93,7 +88,7 @@ def read_classification(entry: Entry, split: str, root: Path, *, download: bool)
     """
     option = lists.option(entry, "difficult", _DIFFICULT, "negative")
     values = {"1": 1, "-1": 0, "0": _DIFFICULT[option]}
-    place = _find(entry, root, "VOC2007", f"ImageSets/Main/{split}.txt", download)
+    place = _find(entry, root, "VOC2007", f"ImageSets/Main/{split}.txt")
     folder = place / "ImageSets" / "Main"
     ids = lists.read_lines(entry.name, folder / f"{split}.txt")
     labels = np.zeros((len(ids), len(CATEGORIES)), np.int8)
@@ -110,30 +105,15 @@ def read_classification(entry: Entry, split: str, root: Path, *, download: bool)
     return file_split(entry.name, split, place, paths, labels, CATEGORIES)
 
 
-def _find(entry: Entry, root: Path, year: str, wanted: str, download: bool) -> Path:
+def _find(entry: Entry, root: Path, year: str, wanted: str) -> Path:
     """Folder of a year that has a split's list; train/val and test come in separate archives."""
     places = [
         *(f"VOCdevkit/{year}", f"VOC/VOCdevkit/{year}", f"{year}/VOCdevkit/{year}"),
         *(f"TrainVal/VOCdevkit/{year}", year),
     ]
-
-    def holds(folder: Path) -> bool:
-        return (folder / wanted).is_file()
-
-    place = lists.find_place(entry, root, places, holds)
-    if place is None and download:
-        urls = [url for url in entry.urls if len(entry.urls) == 1 or _has(url, wanted)]
-        lists.fetch(entry, root / entry.name, _CHECKSUMS, urls)
-        place = lists.find_place(entry, root, places, holds)
+    place = lists.find_place(
+        entry, root, places, lambda one: (one / wanted).is_file()
+    ) or lists.find_place(entry, root, places, lambda one: (one / "JPEGImages").is_dir())
     if place is None:
-        place = lists.find_place(
-            entry, root, places, lambda folder: (folder / "JPEGImages").is_dir()
-        )
-    if place is None:
-        raise lists.absent(entry, root, f"VOCdevkit/{year}/{wanted}")
+        raise lists.absent(entry, root, f"no VOCdevkit/{year}/{wanted}")
     return place
-
-
-def _has(url: str, wanted: str) -> bool:
-    """Whether an archive is the one for a split, by its name."""
-    return ("VOCtest" in url) == wanted.endswith("/test.txt")

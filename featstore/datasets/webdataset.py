@@ -73,7 +73,7 @@ def splits_of(path: str) -> list[str]:
     return list(_our_splits(str(expanded(path))))
 
 
-def read(entry: Entry, split: str, root: Path, *, download: bool) -> ImageSplit:
+def read(entry: Entry, split: str, root: Path) -> ImageSplit:
     """Split of an entry whose `path` is the pattern.
 
     Raises

@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,8 @@ def extract(
     fingerprint : what the recipe says of the images: `names` (with sizes and labels), or `full`,
         which reads every byte of every file first
     num_workers : processes that decode; by default as many as cores, none for images in memory
-    progress : called as progress(what, images done, images in all)
+    progress : called as progress(what, images done, images in all); while a file is fetched or
+        unpacked `what` is its name and `(MiB)`, and it is those that are counted
 
     Raises
     ------
@@ -111,11 +112,12 @@ def extract(
     if re.match(r"random\d", variant):
         raise ValueError(f"variant {variant!r} would read as random weights; use another name")
     target = choose_device(device)
-    loaded = [load_dataset(name, data_root=data_root, download=download)
+    fetching = partial(_in_mib, progress)
+    loaded = [load_dataset(name, data_root=data_root, download=download, progress=fetching)
               for name in datasets_.expand(datasets)]  # fmt: skip
-    _check_views(views, splits, loaded)
+    check_views(views, splits, loaded)
     failed: list[FeatStoreError] = []
-    asked = list(load_asked(models, weights, seed, variant, failed))
+    asked = list(load_asked(models, weights, seed, variant, failed, fetching))
     Store(store)  # refuses another format version before any work is done
     begun = time.perf_counter()
     filled = up_to_date = decoded = missing = 0
@@ -210,7 +212,11 @@ def _check_options(options: Options, modes: Sequence[BNMode]) -> None:
     parse_codec(options.codec, options.dtype)
 
 
-def _check_views(views: int, splits: Sequence[str], datasets: Sequence[Dataset]) -> None:
+def _in_mib(progress: Progress, what: str, done: int, total: int) -> None:
+    progress(f"{what} (MiB)", done >> 20, total >> 20)
+
+
+def check_views(views: int, splits: Sequence[str], datasets: Sequence[Dataset]) -> None:
     """Refuse views that cannot be before any work is done."""
     if views < 0:
         raise ValueError(f"views must be 0 or more, got {views}")

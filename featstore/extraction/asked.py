@@ -17,6 +17,7 @@ from featstore import models as models_
 from featstore.datasets import Dataset, Transform
 from featstore.errors import BadCheckpointError, FeatStoreError
 from featstore.extraction.targets import Options, transform_of
+from featstore.fetch import Progress
 from featstore.keys import BNMode
 from featstore.models import Encoder, Model, ModelName, load_model
 from featstore.models.checkpoints import weights_sha256
@@ -91,6 +92,7 @@ def load_asked(
     seed: int,
     variant: str,
     failed: list[FeatStoreError],
+    progress: Progress,
 ) -> Iterator[Asked]:
     """Each model once, with all of its sites that are asked for.
 
@@ -116,7 +118,7 @@ def load_asked(
             model = (
                 _of_modules({name: models[name] for name in members})
                 if isinstance(models, Mapping)
-                else load_model(next(iter(members)), weights=weights, seed=seed)
+                else load_model(next(iter(members)), weights=weights, seed=seed, progress=progress)
             )
         except BadCheckpointError as error:
             failed.append(error)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import timm
 import torch
 
+from featstore.home import expanded
 from featstore.models.encoder import batch_norms
+from featstore.models.fetch import in_hub_cache
 from featstore.models.load import create_module, data_config_of, entry_of
+from featstore.models.names import ModelName
 
 
 @dataclass(frozen=True)
@@ -19,11 +25,13 @@ class Blueprint:
     Attributes
     ----------
     name : as written, without site and variant ; bn_free : whether no layer is a BatchNorm
+    parameters : how many there are, all but a classifier's
     data_config : of its input, as `Model` has it
     """
 
     name: str
     bn_free: bool
+    parameters: int
     data_config: dict[str, Any]
     _own: int
     _tokens: int
@@ -48,6 +56,34 @@ def blueprint(name: str) -> Blueprint:
         module = create_module(entry)
     tokens = int(getattr(module, "num_features", 0))
     own = int(getattr(module, "head_hidden_size", 0) or tokens)
-    return Blueprint(
-        name, not batch_norms(module), data_config_of(module, entry), entry.width or own, tokens
-    )
+    parameters = sum(one.numel() for one in module.parameters())
+    config = data_config_of(module, entry)
+    return Blueprint(name, not batch_norms(module), parameters, config, entry.width or own, tokens)
+
+
+def described(name: str) -> dict[str, Any]:
+    """What there is to say of `timm:NAME`, `file:PATH#arch=NAME` or `py:MODULE:FACTORY`.
+
+    Raises
+    ------
+    UnknownNameError
+        No such model.
+    """
+    parsed = ModelName.parse(name)
+    entry, built = entry_of(parsed.base), blueprint(parsed.base)
+    found = {"name": str(parsed), "arch": entry.arch, "width": built.width(parsed.site)}
+    found |= {"parameters": built.parameters, "bn_free": built.bn_free, **built.data_config}
+    if entry.weights != "hub":
+        there = entry.weights.startswith("py:") or expanded(entry.weights).is_file()
+        return found | {"weights": entry.weights, "status": "ready" if there else "absent"}
+    known = timm.get_pretrained_cfg(entry.arch)
+    if known is None or not (known.hf_hub_id or known.url):
+        return found | {"weights": "none published", "status": "random only"}
+    weights = str(known.hf_hub_id or known.url)
+    name_there = Path(urlsplit(weights).path).name
+    if known.hf_hub_id:
+        there = in_hub_cache(weights) is not None
+    else:
+        there = Path(torch.hub.get_dir(), "checkpoints", name_there).is_file()
+    found |= {"weights": weights, "licence": known.license or ""}
+    return found | {"status": "ready" if there else "fetchable"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import re
 import struct
@@ -17,6 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from featstore.errors import BadCheckpointError
+from featstore.home import user_catalogue
+from featstore.models.containers import DAMAGE, opened
+from featstore.models.unpickle import ArrayRecord, StandIn, TensorRecord
 
 _NESTS = ("state_dict", "model")
 # What the two readers raise on bytes that are cut or changed, PyTorch's pickle machine above all.
@@ -52,10 +56,16 @@ def read_file(path: Path, *, name: str = "") -> Any:
         if path.suffix == ".safetensors":
             return load_file(path)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # refused just after
+            # What is warned of is refused just after.
+            warnings.filterwarnings("ignore", "Detected pickle protocol|.*TorchScript archive")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
+        if whole := _module_in(path):
+            raise BadCheckpointError(
+                f"{path} holds a whole {whole}, which is code and not only weights. Where that "
+                f"code is, save model.state_dict() in place of the model"
+            ) from error
         raise BadCheckpointError(
             f"{path} is not safe to load: besides tensors it holds {wanted[1]}, and loading that "
             f"may run code. Take out the tensors first, which runs none: "
@@ -66,9 +76,25 @@ def read_file(path: Path, *, name: str = "") -> Any:
         ) from error
     except _DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "TorchScript" in reason:
+            raise BadCheckpointError(
+                f"{path} is a TorchScript program, which is code. Save its state_dict() instead"
+            ) from error
         raise BadCheckpointError(
             f"{path} is damaged, or no weights file ({reason}). Fetch it again"
         ) from error
+
+
+def _module_in(path: Path) -> str:
+    """Class of the module that a file holds as a whole, as `torch.save(model)` makes it, or ""."""
+    try:
+        with opened(path) as (content, _, _):
+            for one in [content, *(content.values() if isinstance(content, dict) else ())]:
+                if isinstance(one, StandIn) and "_modules" in (one.state or ()):
+                    return one.name
+    except DAMAGE:  # of which the caller has more to say
+        return ""
+    return ""
 
 
 def tensors_in(content: Any, path: Path, *, nest: str = "") -> dict[str, Tensor]:
@@ -86,23 +112,51 @@ def tensors_in(content: Any, path: Path, *, nest: str = "") -> dict[str, Tensor]
         There is no such nest, or something else than tensors in it; says what there is.
     """
     steps = nest.split("/") if nest and path.suffix != ".safetensors" else []
+    whole = content
     for depth, step in enumerate(steps):
         if not isinstance(content, Mapping) or step not in content:
             above = f"below {'/'.join(steps[:depth])}" if depth else "at its top"
             raise BadCheckpointError(
                 f"{path} has no {step!r} {above}, where its tensors should be under {nest}; there "
-                f"is {listed(content)}. Check that it is the file meant, or where its tensors lie"
+                f"is {listed(content)}. Check that it is the file meant.{_nest_hint(whole)}"
             )
         content = content[step]
     if not nest and isinstance(content, Mapping):
         content = next((content[n] for n in _NESTS if isinstance(content.get(n), Mapping)), content)
     if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
         where = f"under {nest}" if steps else f"bare or under {' or '.join(_NESTS)}"
+        remedy = _nest_hint(whole) or " Save the model's state_dict() to it"
         raise BadCheckpointError(
             f"{path} does not hold a state_dict (named tensors, {where}); there is "
-            f"{listed(content)}. Save the model's state_dict() to it"
+            f"{listed(content)}.{remedy}"
         )
     return {str(name): tensor for name, tensor in content.items()}
+
+
+def nests(content: Any) -> list[tuple[int, str]]:
+    """How many tensors lie under which keys, joined by /, in a file's content; the most first."""
+    found, waiting, seen = [], [("", content)], set()
+    while waiting:
+        path, one = waiting.pop()
+        if not isinstance(one, Mapping) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if count := sum(isinstance(v, TensorRecord | ArrayRecord | Tensor) for v in one.values()):
+            found.append((count, path))
+        waiting += [(f"{path}/{key}" if path else str(key), v) for key, v in one.items()]
+    return sorted(found, key=lambda pair: -pair[0])
+
+
+def _nest_hint(content: Any) -> str:
+    """Sentence on what to write for tensors of a file that are nested, if there are any."""
+    places = [(count, place) for count, place in nests(content) if place]
+    if not places:
+        return ""
+    there = ", ".join(f"{place} ({count})" for count, place in places[:4])
+    return (
+        f" Tensors are below {there}: write nest = {json.dumps(places[0][1])} in a [models.NAME] "
+        f"of {user_catalogue()}"
+    )
 
 
 def listed(content: Any) -> str:

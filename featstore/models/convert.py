@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from featstore.errors import BadCheckpointError
-from featstore.fetch import Progress
+from featstore.fetch import Progress, sha256
 from featstore.models.containers import DAMAGE, opened, tensor_of
 from featstore.models.fetch import converted_path, forget, original_file, record_converted
 from featstore.models.haiku import TENSORS, backbone_in, in_torch_shape
@@ -85,7 +84,7 @@ def convert(source: Path, target: Path, *, nest: str = "", trust: bool = False) 
         foreign, trusted = set(), True
     _write(tensors, target)
     return Converted(
-        target, len(tensors), _sha256(target), _sha256(source), tuple(sorted(foreign)),
+        target, len(tensors), sha256(target), sha256(source), tuple(sorted(foreign)),
         tuple(left_out), trusted,
     )  # fmt: skip
 
@@ -195,11 +194,6 @@ def _write(tensors: dict[str, Tensor], target: Path) -> None:
         raise BadCheckpointError(f"{target} could not be written ({error})") from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _descend(content: Any, nest: str, source: Path) -> Mapping[Any, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 import timm
@@ -16,37 +19,89 @@ from torch import nn
 
 from featstore.errors import BadCheckpointError
 from featstore.home import offline
+from featstore.models.fetch import in_hub_cache
+from featstore.models.hashes import hold
+from featstore.web import BrokenError, RefusedError, ask
+
+log = logging.getLogger(__name__)
 
 _SWITCH = threading.Lock()
+_PATIENCE = 5.0  # seconds that the hub has to answer
 
 
 def from_hub(arch: str, options: Mapping[str, Any]) -> nn.Module:
     """Backbone with the weights that timm finds for a tag, in its cache or over the network.
 
+    The SHA-256 of their file is recorded when they are first loaded, and held to from then on.
+
     Raises
     ------
     BadCheckpointError
-        There are none, or they cannot be had.
+        There are none, they cannot be had, or they are not those that they were.
     """
+    closed = _closed(arch)
     try:
-        with _offline_if_told():
-            _check_cached(arch)
-            return timm.create_model(arch, pretrained=True, num_classes=0, **options)
+        with _cache_alone() if closed else nullcontext():
+            if closed:
+                _check_cached(arch)
+            # Without a classifier timm would take files that lack any other tensor as well.
+            module = timm.create_model(arch, pretrained=True, **options)
     except (OSError, RuntimeError, ValueError) as error:
-        # OSError: no network, nothing cached; RuntimeError: timm knows no weights of that name.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        # OSError: no network, nothing cached; RuntimeError: timm knows no weights of that name, or
+        # they are not the model's.
+        reason = shorten(str(error), 200, placeholder=" ...") or type(error).__name__
+        if closed and isinstance(error, OSError):
+            reason = f"not in the cache, and {closed}"
         raise BadCheckpointError(
             f"no pretrained weights for timm:{arch} ({reason}). Give a file with --weights PATH, "
             f"or ask for --weights random by name"
         ) from error
+    if module.num_classes:
+        module.reset_classifier(0)  # type: ignore[operator]  # timm's
+    path, key = _loaded(arch)
+    if path is None or not path.is_file():
+        log.warning("%s: where timm keeps its file is not known, so it is held to no SHA-256", key)
+    else:
+        hold(path.resolve(), key)  # the hub's cache has links; what is amiss is where they lead
+    return module
+
+
+def _loaded(arch: str) -> tuple[Path | None, str]:
+    """File that timm has the weights of a tag from, and what to call it wherever it lies."""
+    known = timm.get_pretrained_cfg(arch)
+    if known and known.hf_hub_id:
+        path = in_hub_cache(known.hf_hub_id)
+        return path, f"hub:{known.hf_hub_id}/{path.name if path else ''}"
+    url = str(known.url if known else arch)
+    return _from_url(url), url
+
+
+def _from_url(url: str) -> Path:
+    """Where PyTorch keeps what it downloads from an address."""
+    return Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
+
+
+def _closed(arch: str) -> str:
+    """Why the hub is not to be asked for weights; nothing if it is.
+
+    timm takes 45 s and thirty lines to find out that it does not answer.
+    """
+    if offline() or constants.HF_HUB_OFFLINE:
+        return "nothing may be fetched"
+    known = timm.get_pretrained_cfg(arch)
+    if known is None or not known.hf_hub_id:
+        return ""
+    try:
+        ask(constants.ENDPOINT, 0, timeout=_PATIENCE).close()
+    except (RefusedError, BrokenError) as error:
+        if not isinstance(error.__cause__, HTTPError):  # else it does answer
+            return f"{constants.ENDPOINT} {error}"
+    return ""
 
 
 @contextmanager
-def _offline_if_told() -> Iterator[None]:
-    """No attempt at the hub, which takes 45 s to fail, where nothing may be fetched."""
-    if not offline():
-        yield
-        return
+def _cache_alone() -> Iterator[None]:
+    """No attempt at the hub meanwhile."""
     # huggingface_hub reads its variable when imported, and timm passes no such argument on.
     with _SWITCH:
         before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
@@ -59,8 +114,8 @@ def _offline_if_told() -> Iterator[None]:
 def _check_cached(arch: str) -> None:
     """Refuse a download that is not the hub's, of which offline mode would know nothing."""
     known = timm.get_pretrained_cfg(arch)
-    if not offline() or known is None or known.hf_hub_id or not known.url:
+    if known is None or known.hf_hub_id or not known.url:
         return
-    cached = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(str(known.url)).path).name)
+    cached = _from_url(str(known.url))
     if not cached.is_file():
-        raise OSError(f"offline, and no {cached}")
+        raise OSError(f"no {cached}")

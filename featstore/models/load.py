@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from featstore.errors import BadCheckpointError, CatalogueError
-from featstore.home import expanded
+from featstore.fetch import Progress
+from featstore.home import expanded, user_catalogue
 from featstore.models import own, tiny
 from featstore.models.backbone import check_timm_name, classifiers, create_backbone
 from featstore.models.checkpoints import (
@@ -65,7 +68,9 @@ class Model:
         return not batch_norms(self.module)
 
 
-def load_model(name: str, *, weights: str = "pretrained", seed: int = 0) -> Model:
+def load_model(
+    name: str, *, weights: str = "pretrained", seed: int = 0, progress: Progress | None = None
+) -> Model:
     """Model of a name, with its weights.
 
     Parameters
@@ -75,6 +80,7 @@ def load_model(name: str, *, weights: str = "pretrained", seed: int = 0) -> Mode
     weights : `pretrained`, `random` (initialised from `seed`; the name then ends in `~randomSEED`)
         or the path of a weights file (the name then ends in `~` and the file's stem), in its
         authors' form or in that of the module
+    progress : called while a file is fetched, with its name, bytes done and bytes in all
 
     Raises
     ------
@@ -89,7 +95,7 @@ def load_model(name: str, *, weights: str = "pretrained", seed: int = 0) -> Mode
         weights, seed = "random", int(drawn[1])
     entry = entry_of(parsed.base)
     if weights == "pretrained":
-        module = _pretrained(entry)
+        module = _pretrained(entry, progress)
     elif weights == "random":
         module = create_module(entry, seed=seed)
     else:
@@ -207,20 +213,22 @@ def _is_factory(entry: Entry) -> bool:
     return entry.weights.startswith("py:") and not entry.name.startswith("file:")
 
 
-def _pretrained(entry: Entry) -> nn.Module:
+def _pretrained(entry: Entry, progress: Progress | None) -> nn.Module:
     """Backbone with the weights that its entry leads to."""
     if _is_factory(entry):
         return create_module(entry)
     if entry.name.startswith("file:"):  # whatever its path looks like
         return _from_file(entry, expanded(entry.weights))
     if entry.weights.startswith("random:"):
-        return create_module(entry, seed=int(entry.weights.removeprefix("random:")))
+        seed = entry.weights.removeprefix("random:")
+        if not seed.isdecimal():
+            raise CatalogueError(f"{entry.name}: weights = {entry.weights!r} is not random:SEED")
+        return create_module(entry, seed=int(seed))
     if entry.weights == "hub":
         return from_hub(entry.arch, entry.options)
     if entry.weights:
-        folder = Path(entry.folder) if entry.folder else DATA
-        return _from_file(entry, folder / expanded(entry.weights))
-    path = weights_file(entry)
+        return _from_file(entry, Path(entry.folder or DATA, expanded(entry.weights)))
+    path = weights_file(entry, progress=progress)
     try:
         module = _from_file(entry, path, published=True)
     except BadCheckpointError:
@@ -250,17 +258,56 @@ def _from_file(
             f"{path} has none of the weights of {entry.name}; there is {listed(state)}. Check that "
             f"it is the file of {entry.name}"
         )
+    known = entry.name in catalogue()
+    check = f"that it is the file of {entry.name}, or the rules of its entry"
+    advice = "" if known and not entry.folder else _rules_for(entry, module, state)
     fill(
         module,
         {name: state[source] for name, source in sources.items()},
         path,
         heads=heads if plain else (),
         fresh=fresh(module.state_dict(), rules),
-        check=f"that it is the file of {entry.name}, or the rules of its entry"
-        if entry.name in catalogue()
-        else "the architecture after #arch=",
+        check=advice or (check if known else "the architecture after #arch="),
     )
     return module
+
+
+def _rules_for(entry: Entry, module: nn.Module, state: Mapping[str, Any]) -> str:
+    """Rules by which a file fits that has most of a module below a prefix, or more than all of it.
+
+    As what to check; nothing where no such rules are to be seen.
+    """
+    every = {*module.state_dict()}
+    own = {name for name in every if not is_counter(name)}
+    prefixes = Counter(name.removesuffix(end) for name in state for end in _ends(name) & own)
+    prefix, count = max(prefixes.items(), key=lambda pair: pair[1], default=("", 0))
+    below = {name.removeprefix(prefix) for name in state if name.startswith(prefix)}
+    parts = {part for name in every for part in _starts(name)}
+    others = {next((p for p in _starts(name) if p not in parts), name) for name in below - every}
+    if 2 * count < len(own) or not (prefix or count == len(own)):
+        return ""
+    at = re.escape(prefix)
+    rules = [rf"drop ^{at}{re.escape(other)}\b" for other in sorted(others)]
+    if prefix:
+        rules = [f"keep ^{at}", *rules, f"sub ^{at} ->"]
+    table = f"[models.{entry.name if entry.folder else 'NAME'}]"
+    there = f"there below {prefix!r}" if prefix else "there, and others"
+    return (
+        f"the names: {count} of its {len(own)} weights are {there}. Write in {user_catalogue()}, "
+        f"at {table}: rules = {json.dumps(rules)}"
+    )
+
+
+def _starts(name: str) -> list[str]:
+    """What a name begins with, up to each of its dots, and the whole."""
+    parts = name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _ends(name: str) -> set[str]:
+    """What a name ends with, from each of its dots on, and the whole."""
+    parts = name.split(".")
+    return {".".join(parts[i:]) for i in range(len(parts))}
 
 
 def _fits(module: nn.Module, content: Any, path: Path, heads: Sequence[str]) -> bool:

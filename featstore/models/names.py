@@ -5,18 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from featstore.errors import UnknownNameError
-from featstore.home import expanded, user_catalogue
-from featstore.names import expand_sets, read_catalogue
+from featstore.home import expanded
+from featstore.names import expand_sets, known_entries
 
-_FILES = ("tiny", "marks2024", "ericsson2021", "modern")
+_FILES = [
+    Path(__file__).with_name("catalogue") / f"{name}.toml"
+    for name in ("tiny", "marks2024", "ericsson2021", "modern")
+]
 
 SITES = ("cls", "avg", "cls+avg", "cls-last4")
 """Embedding sites that can be asked for; without one, the model's own pre-logits are taken."""
+
+_INTERPOLATIONS = (
+    *("", "nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"),
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,8 @@ class Entry:
     epochs : of pretraining, 0 where not stated
     urls : where the weights file is fetched from, tried in order
     by_hand : where a person gets it, if no program can ; file : its name once fetched
-    sha256 : of the file, in hex; where unknown, that of the first fetch is kept and held to
+    sha256 : of the file, in hex, or its first 8 digits or more; the whole is that of the first file
+        that loads, and held to
     converts : the file holds more than tensors, so that `featstore convert` must read it first
     nest : keys that lead to the tensors within the file, joined by / ; "" where they lie bare, or
         below `state_dict` or `model`; `haiku` for what `models.haiku` reads
@@ -121,9 +128,9 @@ class Entry:
     rules: list[str] = field(default_factory=list)
     site: str = ""
     width: int = 0
-    mean: list[float] = field(default_factory=list)
-    std: list[float] = field(default_factory=list)
-    interpolation: str = ""
+    mean: Annotated[list[float], 3] = field(default_factory=list)
+    std: Annotated[list[float], 3] = field(default_factory=list)
+    interpolation: Annotated[str, _INTERPOLATIONS] = ""
     crop_pct: float = 0.0
     image_size: int = 0
     licence: str = ""
@@ -134,17 +141,22 @@ class Entry:
     description: str = ""
     folder: str = ""
 
+    @property
+    def whence(self) -> str:
+        """Where its weights come from, in words."""
+        if self.by_hand or self.urls:
+            return self.by_hand or ", ".join(self.urls)
+        if self.weights == "hub":
+            return f"timm's hub, {self.arch}"
+        if self.weights.startswith(("random:", "py:")):
+            return self.weights
+        place = Path(self.folder, expanded(self.weights)) if self.weights else self.file
+        return f"your own file, {place}" if place else "nowhere: its entry names no weights"
+
 
 def catalogue() -> dict[str, Entry]:
     """All models known by name: those that ship, and the user's own."""
-    own = user_catalogue()
-    return _read(own, own.stat().st_mtime_ns if own.is_file() else 0)
-
-
-@lru_cache(maxsize=4)
-def _read(own: Path, _changed: int) -> dict[str, Entry]:
-    files = [Path(__file__).with_name("catalogue") / f"{name}.toml" for name in _FILES]
-    return read_catalogue(files, Entry, user=own, kind="models")
+    return known_entries("models", Entry, _FILES)
 
 
 def expand(names: Iterable[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,10 @@ from featstore.store.layout import round_rows
 from featstore.transfer.choosing import Found, choose
 from featstore.transfer.labels import as_names, number_labels, read_names, unique
 from featstore.transfer.lazy import Source
-from featstore.transfer.naming import notes_of, own_key
+from featstore.transfer.naming import check_counts, notes_of, own_key
 from featstore.transfer.spool import Spool
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, rows done and rows in all."""
@@ -83,7 +86,8 @@ def import_features(
     features : (n, d) finite numbers: an array, or a .npy, .npz, .pt, .pth, .safetensors, .h5, .hdf5
         or .parquet file, which is never held in memory as a whole (but for Fortran order in .npz)
     labels : (n,) numbers 0..c-1, or names; None if the file of the features holds them
-    model : any name that is not in the catalogue, or NAME~VARIANT ; dataset : any name
+    model : any name that is not in the catalogue, or NAME~VARIANT
+    dataset : any name; one of the catalogue without a variant for whole published splits only
     ids : n unique names, or a file of them; positions if there are none
     categories : their names in the order of the labels, or a file of them
     x_key, y_key : names of the arrays in the files, where they are not plain
@@ -97,7 +101,8 @@ def import_features(
     StoreMismatchError
         Other features are stored there, or other splits there have other categories.
     ValueError
-        An option is out of its range, or the name is taken.
+        An option is out of its range, the name is taken, or the dataset is published with other
+        counts and no variant is given.
     """
     key = own_key(model, dataset, bn_mode, variant)
     _check_options(split, dtype, codec, chunk_rows)
@@ -108,10 +113,13 @@ def import_features(
     if len(x.shape) != 2 or 0 in x.shape:
         raise BadArrayError(f"{x.where} must be (n, d), a row for each sample, found {x.shape}")
     n, width = x.shape
-    names = _categories(found, categories, others)
-    y, names = number_labels(found.labels.read(), names, found.labels.where)
+    given = _categories(found, categories, others)
+    y, names = number_labels(found.labels.read(), given, found.labels.where)
     if len(y) != n:
         raise BadArrayError(f"{x.where} has {n} rows, and {found.labels.where} {len(y)} labels")
+    if not given:
+        _tell_of_empty(y, len(names), found.labels.where)
+    check_counts(key, split, n, len(names))
     sample_ids = _ids(found, ids, n)
     _check_others(key, width, names, others)
     with Spool(root.absolute(), width, dtype) as spool:
@@ -163,6 +171,22 @@ def _categories(
     if not given and others:
         given = others[0].categories
     return unique([str(name) for name in given], "categories")
+
+
+def _tell_of_empty(labels: np.ndarray, n_categories: int, where: str) -> None:
+    """Warn of numbers that no row has, up to the largest that one has."""
+    empty = np.setdiff1d(np.arange(n_categories), labels)
+    if len(empty):
+        first = int(labels.min())
+        hint = (
+            f"Labels count from 0; if these count from {first}, subtract {first}"
+            if first
+            else "Given as names, labels that no row has would not count"
+        )
+        log.warning(
+            "%s: no row has the label %s: empty are %d of %d categories. %s",
+            where, _few([str(one) for one in empty]), len(empty), n_categories, hint,
+        )  # fmt: skip
 
 
 def _ids(found: Found, given: str | Path | Sequence[str] | None, n: int) -> list[str]:

@@ -48,6 +48,30 @@ def own_key(model: str, dataset: str, bn_mode: str, variant: str) -> FeatureKey:
     return key
 
 
+def check_counts(key: FeatureKey, split: str, rows: int, categories: int) -> None:
+    """Refuse rows that would pass for a published split, which has other counts.
+
+    A variant tells them apart, so with one anything goes.
+
+    Raises
+    ------
+    ValueError
+        There is no such split, or it has other counts.
+    """
+    entry = _dataset_entry(key.dataset)
+    if ModelName.parse(key.model).variant or not entry.n_images:
+        return
+    if split not in entry.n_images:
+        reason = f"{entry.name} has the splits {', '.join(entry.n_images)}, and no {split}"
+    elif rows != entry.n_images[split]:
+        reason = f"{entry.name} {split} has {entry.n_images[split]} images, and these are {rows}"
+    elif categories != (entry.categories or categories):
+        reason = f"{entry.name} has {entry.categories} categories, and these are {categories}"
+    else:
+        return
+    raise ValueError(f"{reason}. Use another dataset name, or --variant NAME to keep these apart")
+
+
 def _dataset_entry(name: str) -> datasets_.Entry:
     """What the catalogue says of a dataset, if anything."""
     _, transform = datasets_.split_transform(name)

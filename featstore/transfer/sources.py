@@ -17,7 +17,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-import torch
 from numpy.lib import format as npy_format
 from safetensors import SafetensorError, safe_open
 
@@ -159,6 +158,8 @@ def _member_blocks(path: Path, member: str) -> Iterator[np.ndarray]:
 
 
 def _torch(path: Path) -> dict[str, Source]:
+    import torch  # here and below, since it takes longer to load than most files
+
     found = {}
     for name, value in _tensors(path).items():
         where = f"{path}:{name}"
@@ -172,6 +173,8 @@ def _torch(path: Path) -> dict[str, Source]:
 
 def _tensors(path: Path) -> dict[str, Any]:
     """What a PyTorch file holds by name, mapped into memory where its format allows that."""
+    import torch
+
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:  # the old format cannot be mapped
@@ -186,6 +189,8 @@ def _tensors(path: Path) -> dict[str, Any]:
 
 
 def _tensor_blocks(path: Path, name: str, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    import torch
+
     tensor = _tensors(path)[name]
     mapped = zipfile.is_zipfile(path)
     step = block_rows(int(np.prod(shape[1:])), tensor.element_size())

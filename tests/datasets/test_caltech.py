@@ -7,7 +7,7 @@ import pytest
 import torchvision.datasets as tv
 from PIL import Image
 
-from featstore.datasets import caltech, catalogue, lists
+from featstore.datasets import caltech, catalogue
 from featstore.errors import BadImageError, MissingDatasetError
 
 OBJECTS = {"BACKGROUND_Google": 5, "Faces": 4, "accordion": 3, "yin_yang": 40}
@@ -21,12 +21,6 @@ TRAIN = [
     "yin_yang/image_0002.jpg 3",
 ]
 TEST = ["accordion/image_0002.jpg 2", "Faces/image_0004.jpg 1"]
-
-
-@pytest.fixture(autouse=True)
-def online(monkeypatch):
-    for name in ("FEATSTORE_OFFLINE", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def picture(path, value, mode="RGB"):
@@ -48,7 +42,7 @@ def write_101(root, base="caltech101", listing=None, end="\n"):
 
 
 def read_101(root, split, entry=C101):
-    return caltech.read_101(entry, split, root, download=False)
+    return caltech.read_101(entry, split, root)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -184,7 +178,7 @@ def write_256(root, base="caltech256"):
 
 
 def read_256(root, split, entry=C256):
-    return caltech.read_256(entry, split, root, download=False)
+    return caltech.read_256(entry, split, root)
 
 
 def test_the_division_is_the_studys_over_torchvisions_order(tmp_path):
@@ -243,27 +237,4 @@ def test_a_missing_or_misnumbered_folder_is_refused(tmp_path):
 def test_what_is_nowhere_is_said(tmp_path, read):
     entry = C101 if read is caltech.read_101 else C256
     with pytest.raises(MissingDatasetError, match=f"--download --data-root {tmp_path}"):
-        read(entry, "train", tmp_path, download=False)
-
-
-def test_the_archive_of_the_256_is_asked_for_with_its_checksum(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(lists, "download_url", lambda url, *rest: asked.append((url, rest[-1])))
-    monkeypatch.setattr(lists, "extract_archive", lambda *args: write_256(tmp_path))
-    assert len(caltech.read_256(C256, "test", tmp_path, download=True)) == 6
-    address = "https://data.caltech.edu/records/nyy15-4j048/files/256_ObjectCategories.tar"
-    assert asked == [(address, "67b4f42ca05d46448c6bb8ecd2220f6d")]
-
-
-def test_the_101_are_fetched_by_torchvision(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        tv.Caltech101, "download", lambda self: write_101(tmp_path, listing="caltech101")
-    )
-    assert len(caltech.read_101(C101, "test", tmp_path, download=True)) == 2
-
-    def no_network(self):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(tv.Caltech101, "download", no_network)
-    with pytest.raises(MissingDatasetError, match="could not be fetched.*no route to host"):
-        caltech.read_101(C101, "test", tmp_path / "other", download=True)
+        read(entry, "train", tmp_path)

@@ -1,9 +1,11 @@
 """What the catalogue says of the published datasets, and that each can be asked for."""
 
+import inspect
+
 import pytest
 import torchvision.datasets as tv
 
-from featstore.datasets import catalogue, cifar, expand, load_dataset
+from featstore.datasets import catalogue, cifar, expand, fetching, load_dataset
 from featstore.datasets.load import READERS
 from featstore.errors import MissingDatasetError, UnknownNameError
 
@@ -127,24 +129,38 @@ def test_what_cannot_be_embedded_is_listed_and_refused_clearly(name):
 
 
 def test_addresses_and_sums_are_those_that_torchvision_knows():
+    known = fetching._known()
+
+    def summed(name):
+        return [(url, known[url].get("md5")) for url in PUBLISHED[name].urls]
+
     for name, theirs in (("cifar10", tv.CIFAR10), ("cifar100", tv.CIFAR100)):
         ours = cifar.SOURCES[name]
-        assert PUBLISHED[name].urls == [theirs.url]
-        assert (ours.folder, ours.archive, ours.md5) == (
-            theirs.base_folder, theirs.filename, theirs.tgz_md5,
-        )  # fmt: skip
+        assert summed(name) == [(theirs.url, theirs.tgz_md5)]
         assert list(ours.splits["train"].items()) == list(map(tuple, theirs.train_list))
         assert list(ours.splits["test"].items()) == list(map(tuple, theirs.test_list))
         assert (ours.meta, ours.names) == (theirs.meta["filename"], theirs.meta["key"])
-    known = {
+    sets = {
         "country211": tv.Country211, "dtd": tv.DTD, "fgvc_aircraft": tv.FGVCAircraft,
         "food101": tv.Food101, "rendered_sst2": tv.RenderedSST2,
     }  # fmt: skip
-    for name, theirs in known.items():
-        assert PUBLISHED[name].urls == [theirs._URL]
-    assert PUBLISHED["sun397"].urls[0] == tv.SUN397._DATASET_URL
-    assert PUBLISHED["stl10"].urls == [tv.STL10.url]
-    assert PUBLISHED["oxford_pets"].urls == [url for url, _ in tv.OxfordIIITPet._RESOURCES]
-    assert PUBLISHED["svhn"].urls == [tv.SVHN.split_list[s][0] for s in ("train", "test")]
+    for name, theirs in sets.items():
+        assert summed(name) == [(theirs._URL, getattr(theirs, "_MD5", None))]
+    assert (tv.SUN397._DATASET_URL, tv.SUN397._DATASET_MD5) in summed("sun397")
+    assert summed("stl10") == [(tv.STL10.url, tv.STL10.tgz_md5)]
+    assert summed("oxford_pets") == list(tv.OxfordIIITPet._RESOURCES)
+    assert summed("svhn") == [(url, md5) for url, _, md5 in
+                              (tv.SVHN.split_list[s] for s in ("train", "test"))]  # fmt: skip
     prefix, files = tv.Flowers102._download_url_prefix, tv.Flowers102._file_dict
-    assert PUBLISHED["flowers102"].urls == [prefix + file for file, _ in files.values()]
+    assert summed("flowers102") == [(prefix + file, md5) for file, md5 in files.values()]
+    for name, theirs in (("mnist", tv.MNIST), ("fashion_mnist", tv.FashionMNIST)):
+        mirror = theirs.mirrors[0]
+        assert summed(name) == [(mirror + file, md5) for file, md5 in theirs.resources]
+    for name, theirs in {
+        "gtsrb": tv.GTSRB, "eurosat": tv.EuroSAT, "caltech101": tv.Caltech101,
+        "caltech256": tv.Caltech256,
+    }.items():  # fmt: skip
+        source = inspect.getsource(theirs)  # it has no attributes that say so
+        for url, md5 in summed(name):
+            assert url.rpartition("/")[2] in source
+            assert md5 in source

@@ -184,10 +184,12 @@ def test_a_missing_table_or_folder_is_named_and_one_that_lies_too_deep_is_found(
     error = complaint(name, tmp_path)
     assert isinstance(error, MissingDatasetError)
     assert f"{tmp_path / name / missing} is missing" in str(error)
-    nested = tmp_path / name / name / missing
-    nested.parent.mkdir(parents=True)
-    (tmp_path / "elsewhere").rename(nested)
-    assert "lies one folder too deep" in str(complaint(name, tmp_path))
+    (tmp_path / "elsewhere").rename(tmp_path / name / missing)
+    whole, _ = pooled(name, tmp_path)
+    (tmp_path / name).rename(tmp_path / "elsewhere")
+    (tmp_path / name).mkdir()
+    (tmp_path / "elsewhere").rename(tmp_path / name / name)
+    assert pooled(name, tmp_path)[0] == whole
 
 
 @pytest.mark.parametrize("name", ["isic2018", "chestx"])

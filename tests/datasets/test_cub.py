@@ -2,14 +2,12 @@
 
 import dataclasses
 import random
-import tarfile
-from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from featstore.datasets import catalogue, cub, lists, load_dataset
+from featstore.datasets import catalogue, cub, load_dataset
 from featstore.errors import BadImageError, MissingDatasetError
 
 FOLDERS = ["001.Black_footed_Albatross", "002.Laysan_Albatross", "010.Red_winged_Blackbird"]
@@ -23,12 +21,6 @@ IMAGES = {
     10: (2, "Red_Winged_Blackbird_0079_4527.jpg", 0),
 }
 ENTRY = dataclasses.replace(catalogue()["cub"], categories=3, n_images={"train": 3, "test": 3})
-
-
-@pytest.fixture(autouse=True)
-def online(monkeypatch):
-    for name in ("FEATSTORE_OFFLINE", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def write(root, base="CUB_200_2011"):
@@ -53,8 +45,8 @@ def write(root, base="CUB_200_2011"):
 def test_each_split_has_its_images_by_id_with_the_label_of_their_class(tmp_path):
     place = write(tmp_path)
     assert (place / "images.txt").read_text().split()[::2] != sorted(map(str, IMAGES))
-    train = cub.read(ENTRY, "train", tmp_path, download=False)
-    test = cub.read(ENTRY, "test", tmp_path, download=False)
+    train = cub.read(ENTRY, "train", tmp_path)
+    test = cub.read(ENTRY, "test", tmp_path)
     names = [f"images/{FOLDERS[f]}/{name}" for f, name, _ in IMAGES.values()]
     assert train.sample_ids == tuple(names[row] for row in (1, 2, 3))
     assert test.sample_ids == tuple(names[row] for row in (0, 4, 5))
@@ -73,23 +65,23 @@ def test_each_split_has_its_images_by_id_with_the_label_of_their_class(tmp_path)
 def test_copies_that_lie_elsewhere_are_the_same_dataset(tmp_path, base):
     write(tmp_path / "a")
     write(tmp_path / "b", base)
-    usual = cub.read(ENTRY, "test", tmp_path / "a", download=False)
-    assert cub.read(ENTRY, "test", tmp_path / "b", download=False).fingerprint == usual.fingerprint
+    usual = cub.read(ENTRY, "test", tmp_path / "a")
+    assert cub.read(ENTRY, "test", tmp_path / "b").fingerprint == usual.fingerprint
 
 
 @pytest.mark.parametrize("name", ["classes.txt", "image_class_labels.txt", "train_test_split.txt"])
 def test_a_missing_list_is_named(tmp_path, name):
     (write(tmp_path) / name).unlink()
     with pytest.raises(MissingDatasetError, match=name):
-        cub.read(ENTRY, "train", tmp_path, download=False)
+        cub.read(ENTRY, "train", tmp_path)
 
 
 def test_a_missing_image_is_named(tmp_path):
     path = write(tmp_path) / "images" / FOLDERS[1] / "Laysan_Albatross_0002_1027.jpg"
     path.unlink()
     with pytest.raises(MissingDatasetError, match="Laysan_Albatross_0002_1027.jpg"):
-        cub.read(ENTRY, "train", tmp_path, download=False)
-    assert len(cub.read(ENTRY, "test", tmp_path, download=False)) == 3
+        cub.read(ENTRY, "train", tmp_path)
+    assert len(cub.read(ENTRY, "test", tmp_path)) == 3
 
 
 @pytest.mark.parametrize(
@@ -109,7 +101,7 @@ def test_lists_that_do_not_fit_each_other_are_refused(tmp_path, name, line, othe
     assert f"\n{line}" in text
     path.write_text(text.replace(f"\n{line}", f"\n{other}", 1))
     with pytest.raises(BadImageError, match=fault):
-        cub.read(ENTRY, "test", tmp_path, download=False)
+        cub.read(ENTRY, "test", tmp_path)
 
 
 def test_what_is_nowhere_is_said_with_the_command_and_the_address(tmp_path):
@@ -117,23 +109,3 @@ def test_what_is_nowhere_is_said_with_the_command_and_the_address(tmp_path):
         load_dataset("cub@marks", data_root=tmp_path).split("train")
     assert "featstore datasets cub --download" in str(caught.value)
     assert "data.caltech.edu/records/65de6-vp158" in str(caught.value)
-
-
-def test_the_published_archive_is_asked_for_and_its_folder_found(tmp_path, monkeypatch):
-    write(tmp_path / "source")
-    asked = []
-
-    def drop(url, folder, name, md5):
-        asked.append(url)
-        (tmp_path / "root" / "cub").mkdir(parents=True, exist_ok=True)
-        with tarfile.open(f"{folder}/{name}", "w:gz") as tar:
-            tar.add(tmp_path / "source" / "CUB_200_2011", "CUB_200_2011")
-
-    monkeypatch.setattr(lists, "download_url", drop)
-    read = partial(cub.read, ENTRY, "train", tmp_path / "root", download=True)
-    with pytest.raises(MissingDatasetError, match="CUB_200_2011.tgz is not the published file"):
-        read()
-    monkeypatch.setattr(cub, "_CHECKSUMS", {})
-    assert len(read()) == 3
-    assert {*asked} == {"https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"}
-    assert (tmp_path / "root" / "cub" / "CUB_200_2011" / "images.txt").is_file()

@@ -131,14 +131,14 @@ def test_a_tiny_dataset_loads_by_name_with_what_analysis_wants_to_know(name):
     [
         ({"FEATSTORE_HOME": "/big/disk"}, "/big/disk/datasets"),
         ({"FEATSTORE_HOME": "/big/disk", "XDG_CACHE_HOME": "/c"}, "/big/disk/datasets"),
-        ({"FEATSTORE_HOME": "~/fs"}, "/home/me/fs/datasets"),
+        ({"FEATSTORE_HOME": "~/fs"}, "/data/me/fs/datasets"),
         ({"XDG_CACHE_HOME": "/c"}, "/c/featstore/datasets"),
-        ({"XDG_CACHE_HOME": "", "FEATSTORE_HOME": ""}, "/home/me/.cache/featstore/datasets"),
-        ({}, "/home/me/.cache/featstore/datasets"),
+        ({"XDG_CACHE_HOME": "", "FEATSTORE_HOME": ""}, "/data/me/.cache/featstore/datasets"),
+        ({}, "/data/me/.cache/featstore/datasets"),
     ],
 )
 def test_downloads_lie_where_the_environment_says(variables, expected, monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/data/me")
     for name in ("FEATSTORE_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():

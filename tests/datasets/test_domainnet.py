@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from PIL import Image
 
-from featstore.datasets import catalogue, domainnet, lists, load_dataset
+from featstore.datasets import catalogue, domainnet, load_dataset
 from featstore.errors import BadImageError, MissingDatasetError
 
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
@@ -14,12 +14,6 @@ LABELS = {"The_Eiffel_Tower": 308, "aircraft_carrier": 0, "t-shirt": 327}
 ENTRIES = {
     one: dataclasses.replace(catalogue()[f"domainnet_{one}"], n_images={}) for one in DOMAINS
 }
-
-
-@pytest.fixture(autouse=True)
-def online(monkeypatch):
-    for name in ("FEATSTORE_OFFLINE", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def path_of(domain, category, number):
@@ -56,7 +50,7 @@ def write(root, base="domainnet", listing=".", domains=DOMAINS):
 def test_labels_and_order_are_those_of_the_official_lists(tmp_path, domain):
     write(tmp_path)
     for split in ("train", "test"):
-        images = domainnet.read(ENTRIES[domain], split, tmp_path, download=False)
+        images = domainnet.read(ENTRIES[domain], split, tmp_path)
         assert list(zip(images.sample_ids, images.labels.tolist(), strict=True)) == rows(
             domain, split
         )
@@ -68,9 +62,9 @@ def test_labels_and_order_are_those_of_the_official_lists(tmp_path, domain):
 
 def test_a_category_that_a_list_lacks_shifts_no_label(tmp_path):
     write(tmp_path)
-    painting = domainnet.read(ENTRIES["painting"], "train", tmp_path, download=False)
+    painting = domainnet.read(ENTRIES["painting"], "train", tmp_path)
     assert sorted({*painting.labels.tolist()}) == [0, 308]
-    other = domainnet.read(ENTRIES["sketch"], "test", tmp_path, download=False)
+    other = domainnet.read(ENTRIES["sketch"], "test", tmp_path)
     assert painting.categories == other.categories
 
 
@@ -93,18 +87,16 @@ def test_the_names_stand_where_the_publication_has_them():
 def test_copies_that_lie_elsewhere_are_the_same_dataset(tmp_path, base, listing):
     write(tmp_path / "a", domains=["real"])
     write(tmp_path / "b", base, listing, ["real"])
-    usual = domainnet.read(ENTRIES["real"], "test", tmp_path / "a", download=False)
-    other = domainnet.read(ENTRIES["real"], "test", tmp_path / "b", download=False)
+    usual = domainnet.read(ENTRIES["real"], "test", tmp_path / "a")
+    other = domainnet.read(ENTRIES["real"], "test", tmp_path / "b")
     assert other.fingerprint == usual.fingerprint
 
 
 def test_what_else_is_fetched_changes_no_fingerprint(tmp_path):
     write(tmp_path, domains=["painting"])
-    alone = domainnet.read(ENTRIES["painting"], "train", tmp_path, download=False).fingerprint
+    alone = domainnet.read(ENTRIES["painting"], "train", tmp_path).fingerprint
     write(tmp_path)
-    assert (
-        domainnet.read(ENTRIES["painting"], "train", tmp_path, download=False).fingerprint == alone
-    )
+    assert domainnet.read(ENTRIES["painting"], "train", tmp_path).fingerprint == alone
 
 
 def test_lists_of_another_release_are_said_to_be_such(tmp_path):
@@ -112,7 +104,7 @@ def test_lists_of_another_release_are_said_to_be_such(tmp_path):
     with (place / "clipart_train.txt").open("a") as listing:
         listing.write("clipart/t-shirt/clipart_328_009999.jpg 327\n")
     with pytest.raises(MissingDatasetError, match=r"clipart_328_009999.jpg.*1 of 7.*two releases"):
-        domainnet.read(ENTRIES["clipart"], "train", tmp_path, download=False)
+        domainnet.read(ENTRIES["clipart"], "train", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +120,7 @@ def test_a_list_with_labels_of_its_own_is_refused(tmp_path, line, fault):
     place = write(tmp_path)
     (place / "clipart_test.txt").write_text(line + "\n")
     with pytest.raises(BadImageError, match=fault):
-        domainnet.read(ENTRIES["clipart"], "test", tmp_path, download=False)
+        domainnet.read(ENTRIES["clipart"], "test", tmp_path)
 
 
 def test_a_missing_list_and_a_missing_dataset_are_named(tmp_path):
@@ -137,21 +129,5 @@ def test_a_missing_list_and_a_missing_dataset_are_named(tmp_path):
     assert "csr.bu.edu/ftp/visda/2019/multi-source/real.zip" in str(caught.value)
     (write(tmp_path) / "real_train.txt").unlink()
     with pytest.raises(MissingDatasetError, match="real_train.txt"):
-        domainnet.read(ENTRIES["real"], "train", tmp_path, download=False)
-    assert len(domainnet.read(ENTRIES["real"], "test", tmp_path, download=False)) == 3
-
-
-@pytest.mark.parametrize("domain", DOMAINS)
-def test_images_and_both_lists_are_asked_for_with_their_checksums(tmp_path, monkeypatch, domain):
-    asked = {}
-
-    def drop(url, folder, name, md5):
-        asked[name] = len(md5)
-
-    def unpack(path, folder):
-        write(tmp_path, domains=[domain])
-
-    monkeypatch.setattr(lists, "download_url", drop)
-    monkeypatch.setattr(lists, "extract_archive", unpack)
-    assert len(domainnet.read(ENTRIES[domain], "test", tmp_path, download=True)) == 3
-    assert asked == {f"{domain}.zip": 32, f"{domain}_train.txt": 32, f"{domain}_test.txt": 32}
+        domainnet.read(ENTRIES["real"], "train", tmp_path)
+    assert len(domainnet.read(ENTRIES["real"], "test", tmp_path)) == 3

@@ -453,3 +453,33 @@ def test_a_broken_description_of_the_columns_is_named(tmp_path):
     pq.write_table(table, tmp_path / "train-00000-of-00001.parquet")
     with pytest.raises(BadImageError, match="the description of its columns cannot be read"):
         load_dataset(f"hf:{tmp_path}").split("train")
+
+
+@pytest.mark.parametrize("meta", [True, False])
+@pytest.mark.parametrize("files", [["train"], ["train-00000-of-00002", "train-00001-of-00002"]])
+def test_a_split_without_rows_is_said_to_be_empty(tmp_path, files, meta):
+    for file in files:
+        write(tmp_path / f"{file}.parquet", [], pa.array([], pa.int64()), meta=meta)
+    said = complaint(f"hf:{tmp_path}", kind=BadImageError)
+    assert said.startswith(f"hf:{tmp_path} train is empty: {tmp_path / files[0]}.parquet holds no")
+
+
+@pytest.mark.parametrize("meta", [True, False])
+def test_a_shard_without_rows_among_others_does_no_harm(tmp_path, meta):
+    write(tmp_path / "train-00000-of-00002.parquet", [], pa.array([], pa.int64()), meta=meta)
+    write(tmp_path / "train-00001-of-00002.parquet", rows([1, 2]), [0, 2], meta=meta)
+    images = load_dataset(f"hf:{tmp_path}").split("train")
+    assert images.labels.tolist() == [0, 2]
+    assert images.read(1).getpixel((0, 0)) == pixel(2)
+
+
+@pytest.mark.parametrize("variable", ["FEATSTORE_OFFLINE", "HF_HUB_OFFLINE"])
+def test_offline_what_is_not_in_the_cache_is_said_to_be_kept_from_fetching(
+    hub, monkeypatch, variable
+):
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(MissingDatasetError) as caught:
+        load_dataset("hf:me/fish", download=True)
+    assert "hf:me/fish could not be read (Couldn't find cache" in str(caught.value)
+    assert "HF_HUB_OFFLINE is set: unset it" in str(caught.value)
+    assert "\n" not in str(caught.value)

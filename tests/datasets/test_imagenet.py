@@ -107,7 +107,7 @@ def write(root, form, base="imagenet", flat=True):
 
 
 def read(root, split, entry=ENTRY):
-    return imagenet.read(entry, split, root, download=False)
+    return imagenet.read(entry, split, root)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -10,7 +10,7 @@ import pytest
 import torchvision.datasets as tv
 from PIL import Image
 
-from featstore.datasets import catalogue, inaturalist, lists
+from featstore.datasets import catalogue, inaturalist
 from featstore.errors import BadImageError, MissingDatasetError
 
 # Families are not in alphabetical order, Prunella is a bird and a plant, alba comes three times.
@@ -33,12 +33,6 @@ FAMILIES = [
 FAMILY_LABELS = [0, 1, 2, 3, 3, 3, 4, 4, 4, 5, 6]
 PER_SPECIES = {"train": 3, "test": 1}
 NAMES = {"train": ("train_mini", "2021_train_mini"), "test": ("val", "2021_valid")}
-
-
-@pytest.fixture(autouse=True)
-def online(monkeypatch):
-    for name in ("FEATSTORE_OFFLINE", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def entry(rank, categories, **fields):
@@ -97,7 +91,7 @@ def write_json(place, split):
 
 
 def read(asked, split, root):
-    return inaturalist.read(asked, split, root, download=False)
+    return inaturalist.read(asked, split, root)
 
 
 def torchvisions(place, version, rank):
@@ -248,16 +242,3 @@ def test_a_json_of_another_kind_is_refused(tmp_path, damage):
     path.write_text(damage)
     with pytest.raises(BadImageError, match="val.json is not the release's json"):
         read(FAMILY, "test", tmp_path)
-
-
-@pytest.mark.parametrize("asked", [FAMILY, GENUS, SPECIES], ids=lambda one: one.name)
-def test_only_the_archive_of_the_split_is_asked_for_and_the_three_share_it(
-    tmp_path, monkeypatch, asked
-):
-    seen = []
-    monkeypatch.setattr(lists, "download_url", lambda url, *rest: seen.append((url, rest[-1])))
-    monkeypatch.setattr(lists, "extract_archive", lambda *args: write(tmp_path, splits=["test"]))
-    images = inaturalist.read(asked, "test", tmp_path, download=True)
-    assert len(images.categories) == asked.categories
-    address = "https://ml-inat-competition-datasets.s3.amazonaws.com/2021/val.tar.gz"
-    assert seen == [(address, "f6f6e0e242e3d4c9569ba56400938afc")]

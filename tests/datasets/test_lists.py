@@ -1,22 +1,11 @@
-"""Lists as they circulate, folders where people unpack them, downloads that go wrong."""
+"""Lists as they circulate, folders where people unpack them."""
 
-import functools
-import hashlib
-import http.server
 import logging
-import tarfile
-import threading
 
 import pytest
 
 from featstore.datasets import Entry, catalogue, lists
 from featstore.errors import BadImageError, CatalogueError, MissingDatasetError
-
-
-@pytest.fixture(autouse=True)
-def online(monkeypatch):
-    for name in ("FEATSTORE_OFFLINE", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def entry(**fields):
@@ -89,7 +78,7 @@ def test_a_place_is_found_under_either_name_and_one_folder_too_deep(tmp_path, at
 
 def test_no_place_is_none_and_the_error_says_how_to_get_the_files(tmp_path):
     assert lists.find_place(entry(), tmp_path, ("B", "."), lambda one: False) is None
-    fetched = str(lists.absent(entry(urls=["http://x/y.tar"]), tmp_path, "B/mark"))
+    fetched = str(lists.absent(entry(urls=["http://x/y.tar"]), tmp_path, "no B/mark"))
     assert f"birds is not below {tmp_path} (no B/mark)" in fetched
     assert f"featstore datasets birds --download --data-root {tmp_path}" in fetched
     assert "by hand" in str(lists.absent(entry(), tmp_path, "B/mark"))
@@ -120,74 +109,6 @@ def test_a_split_without_images_and_a_missing_category_are_refused(tmp_path):
         lists.check_count(entry(), "test", 0)
     with pytest.raises(BadImageError, match="has 199 categories, birds has 200: .*shift"):
         lists.check_categories(entry(categories=200), 199, tmp_path)
-
-
-@pytest.fixture
-def host(tmp_path):
-    """Folder that is served over http, and its address."""
-    folder = tmp_path / "host"
-    folder.mkdir()
-    handler = functools.partial(QuietHandler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield folder, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
-def archive(path):
-    (path.parent / "note").write_text("hello")
-    with tarfile.open(path, "w:gz") as tar:
-        tar.add(path.parent / "note", "inside/note")
-    return path
-
-
-@pytest.mark.parametrize("kind", ["md5", "sha256"])
-def test_what_is_fetched_is_unpacked_and_a_list_is_kept_as_it_is(host, tmp_path, kind):
-    folder, address = host
-    data = archive(folder / "b.tgz").read_bytes()
-    (folder / "l.txt").write_text("x.jpg 0\n")
-    digest = hashlib.new(kind, data).hexdigest()
-    asked = entry(urls=[f"{address}/b.tgz", f"{address}/l.txt"])
-    lists.fetch(asked, tmp_path / "here", {"b.tgz": f"{kind}:{digest}"})
-    assert (tmp_path / "here" / "inside" / "note").read_text() == "hello"
-    assert (tmp_path / "here" / "l.txt").read_text() == "x.jpg 0\n"
-
-
-@pytest.mark.parametrize("kind", ["md5", "sha256"])
-def test_another_file_than_the_published_one_is_refused_and_not_unpacked(host, tmp_path, kind):
-    folder, address = host
-    archive(folder / "b.tgz")
-    wrong = hashlib.new(kind, b"other").hexdigest()
-    asked = entry(urls=[f"{address}/b.tgz"])
-    with pytest.raises(MissingDatasetError, match="birds could not be fetched to .*here"):
-        lists.fetch(asked, tmp_path / "here", {"b.tgz": f"{kind}:{wrong}"})
-    assert not (tmp_path / "here" / "inside").exists()
-
-
-def test_an_archive_that_cannot_be_unpacked_is_named(host, tmp_path):
-    folder, address = host
-    (folder / "b.tgz").write_bytes(archive(folder / "whole.tgz").read_bytes()[:60])
-    with pytest.raises(MissingDatasetError, match="b.tgz cannot be unpacked"):
-        lists.fetch(entry(urls=[f"{address}/b.tgz"]), tmp_path / "here", {})
-
-
-def test_a_host_without_the_file_is_said(host, tmp_path):
-    _, address = host
-    with pytest.raises(MissingDatasetError, match=r"could not be fetched .*404"):
-        lists.fetch(entry(urls=[f"{address}/b.tgz"]), tmp_path / "here", {})
-
-
-def test_nothing_is_fetched_where_the_network_is_switched_off(tmp_path, monkeypatch):
-    monkeypatch.setenv("FEATSTORE_OFFLINE", "1")
-    with pytest.raises(MissingDatasetError, match="FEATSTORE_OFFLINE"):
-        lists.fetch(entry(urls=["http://localhost/b.tgz"]), tmp_path / "here", {})
 
 
 @pytest.mark.parametrize("value", ["maybe", None, 3])

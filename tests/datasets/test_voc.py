@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets import VOCSegmentation
 
-from featstore.datasets import catalogue, lists, voc
+from featstore.datasets import catalogue, voc
 from featstore.errors import BadImageError, CatalogueError, MissingDatasetError
 
 PASCAL = dataclasses.replace(catalogue()["pascal"], n_images={})
@@ -21,12 +21,6 @@ MASKS = {
     "2009_000100": ([15] * 24, 14),
     "2011_003256": ([0] * 23 + [2], 1),
 }
-
-
-@pytest.fixture(autouse=True)
-def online(monkeypatch):
-    for name in ("FEATSTORE_OFFLINE", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def palette():
@@ -69,7 +63,7 @@ def pascal(root, base="VOCdevkit/VOC2012"):
                                                          ("test", "val", slice(3, 5))])  # fmt: skip
 def test_an_image_has_the_label_of_most_pixels_of_its_mask(tmp_path, split, official, rows):
     pascal(tmp_path)
-    images = voc.read_segmentation(PASCAL, split, tmp_path, download=False)
+    images = voc.read_segmentation(PASCAL, split, tmp_path)
     ids = list(MASKS)[rows]
     assert images.sample_ids == tuple(f"JPEGImages/{one}.jpg" for one in ids)
     assert images.labels.tolist() == [MASKS[one][1] for one in ids]
@@ -108,8 +102,8 @@ def test_the_categories_are_the_published_twenty_in_their_order():
 def test_copies_that_lie_elsewhere_are_the_same_dataset(tmp_path, base):
     pascal(tmp_path / "a")
     pascal(tmp_path / "b", base)
-    usual = voc.read_segmentation(PASCAL, "test", tmp_path / "a", download=False)
-    other = voc.read_segmentation(PASCAL, "test", tmp_path / "b", download=False)
+    usual = voc.read_segmentation(PASCAL, "test", tmp_path / "a")
+    other = voc.read_segmentation(PASCAL, "test", tmp_path / "b")
     assert other.fingerprint == usual.fingerprint
 
 
@@ -121,7 +115,7 @@ def test_a_mask_without_a_category_or_with_a_strange_one_is_refused(tmp_path, va
     path = pascal(tmp_path) / "SegmentationClass" / "2007_000033.png"
     write_mask(path, values)
     with pytest.raises(BadImageError, match=f"2007_000033.png {fault}"):
-        voc.read_segmentation(PASCAL, "train", tmp_path, download=False)
+        voc.read_segmentation(PASCAL, "train", tmp_path)
 
 
 def test_a_mask_of_colours_a_broken_one_and_a_missing_one_are_named(tmp_path):
@@ -130,23 +124,23 @@ def test_a_mask_of_colours_a_broken_one_and_a_missing_one_are_named(tmp_path):
         coloured = mask.convert("RGB")
     coloured.save(path)
     with pytest.raises(BadImageError, match="2007_000033.png has RGB pixels"):
-        voc.read_segmentation(PASCAL, "train", tmp_path, download=False)
+        voc.read_segmentation(PASCAL, "train", tmp_path)
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(BadImageError, match="2007_000033.png is no mask"):
-        voc.read_segmentation(PASCAL, "train", tmp_path, download=False)
+        voc.read_segmentation(PASCAL, "train", tmp_path)
     path.unlink()
     with pytest.raises(MissingDatasetError, match="mask .*2007_000033.png is not there"):
-        voc.read_segmentation(PASCAL, "train", tmp_path, download=False)
+        voc.read_segmentation(PASCAL, "train", tmp_path)
 
 
 def test_a_missing_image_and_a_missing_list_are_named(tmp_path):
     place = pascal(tmp_path)
     (place / "JPEGImages" / "2011_003256.jpg").unlink()
     with pytest.raises(MissingDatasetError, match="2011_003256.jpg"):
-        voc.read_segmentation(PASCAL, "test", tmp_path, download=False)
+        voc.read_segmentation(PASCAL, "test", tmp_path)
     (place / "ImageSets" / "Segmentation" / "val.txt").unlink()
     with pytest.raises(MissingDatasetError, match="Segmentation/val.txt"):
-        voc.read_segmentation(PASCAL, "test", tmp_path, download=False)
+        voc.read_segmentation(PASCAL, "test", tmp_path)
 
 
 IDS = {"train": ["000012", "000017", "000023"], "val": ["000005"], "test": ["000001", "000002"]}
@@ -187,7 +181,7 @@ def test_each_image_has_a_label_for_each_category(tmp_path, split, option, diffi
         in (tmp_path / "VOCdevkit/VOC2007/ImageSets/Main/person_train.txt").read_text()
     )
     asked = dataclasses.replace(VOC2007, options=option)
-    images = voc.read_classification(asked, split, tmp_path, download=False)
+    images = voc.read_classification(asked, split, tmp_path)
     assert images.sample_ids == tuple(f"JPEGImages/{one}.jpg" for one in IDS[split])
     assert (images.labels.shape, images.labels.dtype) == ((len(IDS[split]), 20), np.int8)
     meaning = {1: 1, 0: difficult, -1: 0}
@@ -202,7 +196,6 @@ def test_what_difficult_means_is_part_of_the_fingerprint(tmp_path):
     prints = {
         voc.read_classification(
             dataclasses.replace(VOC2007, options={"difficult": option}), "train", tmp_path,
-            download=False,
         ).fingerprint
         for option in ("negative", "ignore")
     }  # fmt: skip
@@ -214,7 +207,7 @@ def test_an_unknown_meaning_of_difficult_is_refused(tmp_path):
     with pytest.raises(
         CatalogueError, match="difficult = 'maybe'; its reader knows negative, ignore"
     ):
-        voc.read_classification(asked, "train", tmp_path, download=False)
+        voc.read_classification(asked, "train", tmp_path)
 
 
 def test_a_list_of_a_category_that_is_missing_or_cut_is_named(tmp_path):
@@ -222,44 +215,17 @@ def test_a_list_of_a_category_that_is_missing_or_cut_is_named(tmp_path):
     path = listing / "sofa_train.txt"
     path.write_text("000012 -1\n000017 -1\n")
     with pytest.raises(BadImageError, match="sofa_train.txt says None of the image 000023"):
-        voc.read_classification(VOC2007, "train", tmp_path, download=False)
+        voc.read_classification(VOC2007, "train", tmp_path)
     path.write_text("000012 -1\n000017 -1\n000023 2\n")
     with pytest.raises(BadImageError, match="sofa_train.txt says 2 of the image 000023"):
-        voc.read_classification(VOC2007, "train", tmp_path, download=False)
+        voc.read_classification(VOC2007, "train", tmp_path)
     path.unlink()
     with pytest.raises(MissingDatasetError, match="sofa_train.txt"):
-        voc.read_classification(VOC2007, "train", tmp_path, download=False)
+        voc.read_classification(VOC2007, "train", tmp_path)
 
 
 def test_the_test_archive_that_was_not_unpacked_is_said(tmp_path):
     voc2007(tmp_path, "VOC2007/VOCdevkit/VOC2007", ("train", "val"))
-    assert len(voc.read_classification(VOC2007, "train", tmp_path, download=False)) == 3
+    assert len(voc.read_classification(VOC2007, "train", tmp_path)) == 3
     with pytest.raises(MissingDatasetError, match="Main/test.txt"):
-        voc.read_classification(VOC2007, "test", tmp_path, download=False)
-
-
-@pytest.mark.parametrize(
-    ("read", "entry", "split", "archive"),
-    [
-        (voc.read_segmentation, PASCAL, "train", "voc2012/VOCtrainval_11-May-2012.tar"),
-        (voc.read_classification, VOC2007, "val", "voc2007/VOCtrainval_06-Nov-2007.tar"),
-        (voc.read_classification, VOC2007, "test", "voc2007/VOCtest_06-Nov-2007.tar"),
-    ],
-)
-def test_the_archive_of_the_split_is_asked_for_with_its_checksum(
-    tmp_path, monkeypatch, read, entry, split, archive
-):
-    asked = []
-
-    def drop(url, folder, name, md5):
-        asked.append((url, len(md5)))
-
-    def unpack(path, folder):
-        (pascal if entry is PASCAL else voc2007)(tmp_path / entry.name)
-
-    monkeypatch.setattr(lists, "download_url", drop)
-    monkeypatch.setattr(lists, "extract_archive", unpack)
-    assert len(read(entry, split, tmp_path, download=True)) == len(
-        IDS[split] if entry is VOC2007 else range(3)
-    )
-    assert asked == [(f"https://thor.robots.ox.ac.uk/pascal/VOC/{archive}", 32)]
+        voc.read_classification(VOC2007, "test", tmp_path)

@@ -37,7 +37,7 @@ RESNETS = [
     "simclr-v2-resnet50",
     "supervised-resnet50",
 ]
-VITS = ["moco-v3-vitb16", "mae-vitb16", "pixmim-vitb16", "beitv2-vitb16"]
+VITS = ["moco-v3-vitb16", "mae-vitb16", "maskfeat-vitb16", "beitv2-vitb16"]
 
 
 def an_encoder_tensor(name):
@@ -79,8 +79,8 @@ def test_a_tensor_of_another_shape_is_named(name, layouts, load_original):
         ("swav-resnet50", "layer1.0.conv1.weight", "layer1.0.conv1.weight"),
         ("byol-resnet50", "bn1.running_mean", "bn1.running_mean"),
         ("simclr-v2-resnet50", "layer1.0.bn1.weight", "layer1.0.bn1.weight"),
-        ("pixmim-vitb16", "backbone.norm.weight", "norm.weight"),
-        ("pixmim-vitb16", "backbone.layers.3.norm1.bias", "blocks.3.norm1.bias"),
+        ("maskfeat-vitb16", "backbone.norm.weight", "norm.weight"),
+        ("maskfeat-vitb16", "backbone.layers.3.norm1.bias", "blocks.3.norm1.bias"),
         ("beitv2-vitb16-norm", "fc_norm.weight", "fc_norm.weight"),
         (
             "beitv2-vitb16",

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import datetime
 import pickle
 from collections import OrderedDict
 
@@ -266,7 +267,7 @@ def test_a_file_that_would_run_code_is_refused_and_did_not(how, protocol, state,
     ("content", "named"),
     [
         ({"state_dict": {}, "args": argparse.Namespace(lr=1)}, "argparse.Namespace"),
-        (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+        ({"a": torch.ones(2), "when": datetime.date(2024, 1, 2)}, "datetime.date"),
     ],
 )
 def test_what_a_file_holds_besides_tensors_is_named(content, named, tmp_path):
@@ -274,14 +275,43 @@ def test_what_a_file_holds_besides_tensors_is_named(content, named, tmp_path):
     assert f"besides tensors it holds {named}," in refusal(tmp_path / "w.pt")
 
 
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: {"model": model, "epoch": 3}])
+def test_of_a_whole_module_its_state_dict_is_asked_for(wrap, tmp_path):
+    torch.save(wrap(nn.Linear(2, 2)), tmp_path / "w.pt")
+    assert refusal(tmp_path / "w.pt").endswith(
+        "w.pt holds a whole torch.nn.modules.linear.Linear, which is code and not only weights. "
+        "Where that code is, save model.state_dict() in place of the model"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_of_a_program_its_state_dict_is_asked_for(tmp_path):
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "w.pt")
+    assert "is a TorchScript program, which is code. Save its state_dict()" in refusal(
+        tmp_path / "w.pt"
+    )
+
+
 @pytest.mark.parametrize(
     "content",
-    [torch.ones(3), [torch.ones(3)], {"epoch": 3}, {"teacher": {"a": torch.ones(1)}}, "text",
+    [torch.ones(3), [torch.ones(3)], {"epoch": 3}, "text", {"a": torch.ones(1), "epoch": 3},
      {"state_dict": {"a": 1}}],
 )  # fmt: skip
 def test_what_is_no_state_dict_is_refused(content, tmp_path):
     torch.save(content, tmp_path / "w.pt")
-    assert "does not hold a state_dict" in refusal(tmp_path / "w.pt")
+    said = refusal(tmp_path / "w.pt")
+    assert "does not hold a state_dict" in said
+    assert said.endswith("Save the model's state_dict() to it")
+
+
+def test_tensors_elsewhere_are_found_and_the_nest_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEATSTORE_HOME", str(tmp_path))
+    few, many = {"a": torch.ones(1)}, {"a": torch.ones(1), "b": torch.ones(1), "c": 3}
+    torch.save({"ema": few, "net": {"trunk": many}, "epoch": 3}, tmp_path / "w.pt")
+    assert refusal(tmp_path / "w.pt").endswith(
+        'Tensors are below net/trunk (2), ema (1): write nest = "net/trunk" in a [models.NAME] of '
+        f"{tmp_path}/catalogue.toml"
+    )
 
 
 NESTED = {"epoch": 3, "outer": {"inner": {"a.weight": torch.ones(2)}, "heads": []}, "lr": 0.1}

@@ -137,6 +137,42 @@ def test_a_hash_that_nobody_states_is_recorded_at_first_sight_and_held_to(
     assert weights_file(one) == path
 
 
+def test_the_first_digits_of_a_hash_are_held_to_and_the_whole_is_that_of_first_sight(
+    folder, site, caplog
+):
+    path = folder / "mine.pth"
+    good = entry(urls=[site.url], sha256=sha256(OLD)[:8].upper())
+    bad = replace(good, sha256=sha256(NEW)[:8])
+    with pytest.raises(BadCheckpointError, match=f"{sha256(OLD)}, which does not begin with"):
+        weights_file(bad)
+    assert (list(folder.iterdir()), caplog.records) == ([], [])
+    assert weights_file(good) == path
+    records = json.loads((folder / "sha256.json").read_text())
+    assert records["mine.pth"]["sha256"] == sha256(OLD)
+    with pytest.raises(BadCheckpointError, match=f"{sha256(OLD)}, and {sha256(NEW)[:8]} is stated"):
+        weights_file(bad)
+    path.unlink()
+    with pytest.raises(BadCheckpointError, match=f"begins with {sha256(OLD)[:8].upper()}"):
+        weights_file(replace(good, urls=[]))
+
+    other = sha256(OLD)[:8] + 56 * "0"  # as if another file that begins so had been seen
+    (folder / "sha256.json").write_text(json.dumps({"mine.pth": {"sha256": other}}))
+    with pytest.raises(BadCheckpointError, match=f"not {other}.*first fetch"):
+        weights_file(good)
+    path.write_bytes(OLD)
+    with pytest.raises(BadCheckpointError, match=f"{other} is recorded .* at its first sight"):
+        weights_file(good)
+    (folder / "sha256.json").unlink()
+    assert weights_file(good) == path
+    assert caplog.records == []  # nothing is taken on trust
+
+
+@pytest.mark.parametrize("stated", ["0676ba6", "0676ba6x", 65 * "0", "sha256:0676ba61"])
+def test_what_is_no_hash_is_refused(folder, stated):
+    with pytest.raises(CatalogueError, match="mine: sha256 = .* 8 to 64 hexadecimal digits"):
+        weights_file(entry(sha256=stated))
+
+
 def test_a_file_deleted_is_fetched_again_but_only_the_same_one(folder, site):
     one = entry(urls=[site.url])
     weights_file(one).unlink()
@@ -303,11 +339,16 @@ def test_a_converted_file_that_changed_is_refused(folder, original):
 
 def test_what_was_converted_from_another_file_is_refused(folder, original):
     convert_entry(original)
-    stated = replace(original, sha256=sha256(NEW))
-    with pytest.raises(BadCheckpointError, match=f"should have {sha256(NEW)}.*featstore convert"):
-        weights_file(stated)
-    right = replace(original, sha256=sha256((folder / "mine.pth").read_bytes()))
-    assert weights_file(right) == folder / "mine.safetensors"
+    for digits in (sha256(NEW), sha256(NEW)[:8]):
+        with pytest.raises(BadCheckpointError, match=f"should have {digits}.*featstore convert"):
+            weights_file(replace(original, sha256=digits))
+    right = sha256((folder / "mine.pth").read_bytes())
+    for digits in (right, right[:8]):
+        found = weights_file(replace(original, sha256=digits))
+        assert found == folder / "mine.safetensors"
+    records = json.loads((folder / "sha256.json").read_text())
+    (folder / "sha256.json").write_text(json.dumps({"mine.safetensors": records[found.name]}))
+    assert weights_file(replace(original, sha256=right[:8])) == found
 
 
 def test_the_states_of_what_needs_no_file_here(folder, monkeypatch):

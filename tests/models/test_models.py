@@ -12,6 +12,7 @@ from timm.data import resolve_model_data_config
 
 from featstore.errors import BadCheckpointError, CatalogueError, UnknownNameError
 from featstore.models import DATA, catalogue, create_backbone, load_model
+from featstore.models.blueprint import described
 from featstore.models.checkpoints import weights_sha256
 
 TINY = [name for name, entry in catalogue().items() if "tiny" in entry.sets]
@@ -257,6 +258,99 @@ def test_byol_converted_by_others_is_taken_as_a_users_file(classifier, tmp_path)
     assert all(torch.equal(tensor, state[name]) for name, tensor in found.items())
 
 
+BODY = create_backbone("test_resnet", seed=4).state_dict()
+HEAD = {"fc.weight": torch.ones(9, 64), "fc.bias": torch.ones(9)}
+
+
+def below(prefix, state=BODY | HEAD):
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("state", "where"),
+    [
+        (below("encoder."), "below 'encoder.'"),
+        (below("module.net.") | {"module.queue": torch.ones(3)}, "below 'module.net.'"),
+        (below("encoder_q.") | below("encoder_k."), "below 'encoder_q.'"),
+        (BODY | HEAD | {"fc_2.weight": torch.ones(1)}, "and others"),
+        (below("module.") | {"module.neck.0.weight": torch.ones(1)}, "below 'module.'"),
+    ],
+)
+def test_the_rules_that_names_with_a_prefix_need_are_told_and_are_right(own, state, where):
+    folder = own(arch="test_resnet", weights="w.pt")
+    torch.save(state, folder / "w.pt")
+    with pytest.raises(BadCheckpointError, match="do not fit ResNet") as caught:
+        load_model(f"file:{folder}/w.pt#arch=test_resnet")
+    told, _, rules = str(caught.value).partition(": rules = ")
+    counted = [name for name in BODY if not name.endswith("num_batches_tracked")]
+    assert f"names: {len(counted)} of its {len(counted)} weights are there" in told
+    assert where in told
+    assert told.endswith(f"Write in {folder}/catalogue.toml, at [models.NAME]")
+    with pytest.raises(BadCheckpointError, match=r"at \[models\.mine\]: rules = "):
+        load_model("mine")
+    own(arch="test_resnet", weights="w.pt", rules=json.loads(rules))
+    assert load_model("mine").weights == weights_sha256(create_backbone("test_resnet", seed=4))
+
+
+@pytest.mark.parametrize(("n", "arch"), [(None, "test_vit"), (20, "test_resnet")])
+def test_no_rules_are_told_for_another_architecture(n, arch, tmp_path):
+    torch.save(below("encoder.", dict([*BODY.items()][:n])), tmp_path / "w.pt")
+    with pytest.raises(BadCheckpointError, match="Check the architecture after #arch=$"):
+        load_model(f"file:{tmp_path}/w.pt#arch={arch}")
+
+
+@pytest.mark.parametrize("seed", ["", "x", "-1", "1.5"])
+def test_random_weights_need_a_number(own, seed):
+    own(arch="test_vit", weights=f"random:{seed}")
+    with pytest.raises(CatalogueError, match=f"mine: weights = 'random:{seed}' is not random:SEED"):
+        load_model("mine")
+
+
+@pytest.mark.parametrize(("site", "width"), [("", 64), ("@cls+avg", 128)])
+def test_what_is_known_of_a_name_without_entry_can_be_told(site, width, offline, tmp_path):
+    found = described(f"timm:test_vit{site}")
+    cfg = timm.get_pretrained_cfg("test_vit")
+    assert found["name"] == f"timm:test_vit{site}"
+    assert (found["width"], found["bn_free"]) == (width, True)
+    body = timm.create_model("test_vit", num_classes=0)
+    assert found["parameters"] == sum(one.numel() for one in body.parameters())
+    assert (found["input_size"], found["mean"]) == (cfg.input_size, cfg.mean)
+    assert (found["weights"], found["status"]) == ("timm/test_vit.r160_in1k", "fetchable")
+    snapshot = offline / "models--timm--test_vit.r160_in1k" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    (snapshot / "model.safetensors").touch()
+    assert described("timm:test_vit")["status"] == "ready"
+    elsewhere = described("timm:gcvit_xxtiny.in1k")  # not on the hub
+    assert elsewhere["weights"] == timm.get_pretrained_cfg("gcvit_xxtiny.in1k").url
+    assert elsewhere["status"] == "fetchable"
+    file = tmp_path / "torch" / "hub" / "checkpoints" / elsewhere["weights"].rpartition("/")[2]
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert described("timm:gcvit_xxtiny.in1k")["status"] == "ready"
+    assert described("timm:vit_giant_patch14_224")["status"] == "random only"
+    file = f"file:{tmp_path}/w.pt#arch=test_vit{site}"
+    assert (described(file)["width"], described(file)["status"]) == (width, "absent")
+    (tmp_path / "w.pt").touch()
+    assert described(file)["status"] == "ready"
+    with pytest.raises(UnknownNameError, match="Did you mean test_vit"):
+        described("timm:test_vitt")
+
+
+def test_an_entry_says_whence_its_weights_come(own, tmp_path):
+    known = catalogue()
+    assert known["dino-resnet50"].whence == known["dino-resnet50"].urls[0]
+    hub = next(entry for entry in known.values() if entry.weights == "hub")
+    assert hub.whence == f"timm's hub, {hub.arch}"
+    own(arch="test_vit", weights="runs/w.pt")
+    assert catalogue()["mine"].whence == f"your own file, {tmp_path}/runs/w.pt"
+    own(arch="test_vit", file="w.pt")
+    assert catalogue()["mine"].whence == "your own file, w.pt"
+    own(arch="test_vit")
+    assert catalogue()["mine"].whence == "nowhere: its entry names no weights"
+
+
 def test_what_no_rule_names_is_refused(own):
     folder = own(arch="test_vit", weights="w.pt", rules=[r"sub ^net\. ->"])
     body = create_backbone("test_vit", seed=4).state_dict()
@@ -264,7 +358,7 @@ def test_what_no_rule_names_is_refused(own):
                folder / "w.pt")  # fmt: skip
     with pytest.raises(BadCheckpointError) as caught:
         load_model("mine")
-    assert "(1 unexpected: head.weight). Check that it is the file of mine" in str(caught.value)
+    assert "(1 unexpected: head.weight). Check the names: " in str(caught.value)
 
 
 def test_a_users_entry_says_its_input_and_its_options(own):

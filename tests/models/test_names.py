@@ -11,12 +11,12 @@ BASES = [
     "timm:resnet50",
     "timm:vit_base_patch16_224.augreg_in21k_ft_in1k",
     "file:weights.pt#arch=resnet50",
-    "file:/home/me@work/a b/run~3/x#1.safetensors#arch=vit_tiny_patch16_224.augreg",
+    "file:/data/me@work/a b/run~3/x#1.safetensors#arch=vit_tiny_patch16_224.augreg",
     "file:C@cls~x#arch=o@dd~/w.pt#arch=tiny-vit",
 ]
 
 
-@pytest.mark.parametrize("variant", ["", "v2", "random3", "a-b", "a~b", "fp32@home"])
+@pytest.mark.parametrize("variant", ["", "v2", "random3", "a-b", "a~b", "fp32@work"])
 @pytest.mark.parametrize("site", ["", *SITES])
 @pytest.mark.parametrize("base", BASES)
 def test_a_name_is_taken_apart_and_put_together_again(base, site, variant):

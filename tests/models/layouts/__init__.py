@@ -1,4 +1,4 @@
-"""Original checkpoints of the catalogue's models, made up key for key without their values.
+"""Original checkpoints of the catalogue's models, made up key for key but not in their values.
 
 Written as the way back, from a module's name of a tensor to the name its authors gave it, so that
 they share nothing with the rules that featstore reads such files by.
@@ -8,7 +8,8 @@ from functools import partial
 
 from . import haiku, resnets, vits
 from .checkpoint import Checkpoint
-from .shapes import Draw, beit_b16, resnet50, vit_b16
+from .references import embedding
+from .shapes import Draw, beit_b16, noise, resnet50, vit_b16
 
 ENCODERS = {"resnet50": resnet50, "vitb16": vit_b16, "beit": beit_b16}
 
@@ -58,19 +59,14 @@ LAYOUTS = {
 }
 
 
-def encoder_of(name):
-    """Names and shapes of the encoder that an entry's file holds."""
-    kind = "beit" if name.startswith("beit") else "vitb16" if "vitb16" in name else "resnet50"
-    return ENCODERS[kind]()
-
-
-def make(name, body=None, **form) -> Checkpoint:
+def make(name, *, random=False, **form) -> Checkpoint:
     """The file of a catalogue entry, in one `form` of those its authors wrote.
 
-    `body` is the encoder by the names of its architecture; without one, each tensor has one value.
+    Each tensor has one value, or those of the encoder are `random`.
     """
-    draw = Draw()
-    return LAYOUTS[name](draw(encoder_of(name)) if body is None else body, draw, **form)
+    kind = "beit" if name.startswith("beit") else "vitb16" if "vitb16" in name else "resnet50"
+    draw, shapes = Draw(), ENCODERS[kind]()
+    return LAYOUTS[name](noise(shapes) if random else draw(shapes), draw, **form)
 
 
-__all__ = ["ENCODERS", "LAYOUTS", "Checkpoint", "encoder_of", "make"]
+__all__ = ["ENCODERS", "LAYOUTS", "Checkpoint", "embedding", "make"]

@@ -119,6 +119,27 @@ class Draw:
         return {"state": {0: moments | {"exp_avg_sq": self.one(*shape)}}, "param_groups": [group]}
 
 
+def noise(shapes):
+    """Random tensors, all different, in a range where a network of them neither dies nor explodes.
+
+    Each is a window that slides over few numbers, so that it takes little of a file.
+    """
+    draw, tensors = torch.Generator().manual_seed(2), {}
+    for number, (name, shape) in enumerate(shapes.items()):
+        if name.endswith(COUNTERS):
+            tensors[name] = torch.tensor(-number)
+            continue
+        strides = (1, 3, 7, 11)[: len(shape)]
+        span = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+        if len(shape) == 1:  # biases, scales and variances, of which the last two are positive
+            values = 0.5 + 0.5 * torch.rand(span, generator=draw)
+        else:
+            inputs = torch.Size(shape[1:]).numel() if shape[0] > 1 else 1  # 1: no layer, but tokens
+            values = torch.randn(span, generator=draw) * inputs**-0.5
+        tensors[name] = values.as_strided(shape, strides)
+    return tensors
+
+
 SCALER = {
     "scale": 65536.0,
     "growth_factor": 2.0,

@@ -1,7 +1,6 @@
 """Features written as files, read by the formats' own libraries alone."""
 
 import json
-import sys
 from pathlib import Path
 
 import h5py
@@ -13,39 +12,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import featstore
-from featstore import cli
 from featstore.errors import CorruptStoreError, FeatStoreError, MissingFeaturesError
-from featstore.keys import BNMode, FeatureKey, Recipe
-from featstore.store import Rows, Store, create
-from featstore.transfer import spool
+from featstore.keys import BNMode, FeatureKey
+from featstore.store import Store
 
 KEY = FeatureKey("m", "folder:/a b", BNMode.EVAL)
 FORMATS = ["npy", "npz", "parquet", "h5", "safetensors"]
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(spool, "BLOCK_BYTES", 50)
-
-
-def put(split="train", *, n=25, d=6, dtype="float16", skip=(), y=None):
-    """A split in a shuffled order; what it holds, in the stored order."""
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=(n, d)).astype(dtype)
-    order = rng.permutation(n)
-    y = rng.integers(0, 3, n) if y is None else y
-    ids = [f"é/{i}.png" for i in order]
-    valid = ~np.isin(np.arange(n), skip)
-    writer = create(
-        Path("s"), KEY, split, Recipe({"weights": "abc"}), Rows(ids, order, y, ["ä", "b", "c"]),
-        width=d, dtype=dtype, codec="none", chunk_rows=10, notes={"model": {}},
-    )  # fmt: skip
-    for chunk in writer.missing():
-        span = writer.split.span(chunk)
-        writer.write(chunk, X[span.start : span.stop], valid[span.start : span.stop])
-    writer.finish()
-    return X[valid], y[valid], np.array(ids)[valid], order[valid]
 
 
 def read(form):
@@ -80,8 +52,8 @@ def out_of(form):
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("order", ["original", "stored"])
 @pytest.mark.parametrize("form", FORMATS)
-def test_what_is_stored_is_what_other_libraries_read(form, order, dtype):
-    X, y, ids, index = put(dtype=dtype, skip=[3, 24])
+def test_what_is_stored_is_what_other_libraries_read(put, form, order, dtype):
+    _, X, y, ids, index = put(dtype=dtype, skip=[3, 24])
     skipped = featstore.export_features(KEY, out_of(form), order=order, store="s")
     assert skipped == 2
     at = np.argsort(index) if order == "original" else np.arange(len(X))
@@ -93,8 +65,8 @@ def test_what_is_stored_is_what_other_libraries_read(form, order, dtype):
 
 
 @pytest.mark.parametrize("form", [f for f in FORMATS if f != "npy"])
-def test_what_goes_out_comes_in_again(form):
-    X, y, ids, index = put()
+def test_what_goes_out_comes_in_again(put, form):
+    _, X, y, ids, index = put()
     featstore.export_features(KEY, out_of(form), store="s")
     featstore.import_features(out_of(form), model="again", dataset="set", store="s")
     split = Store("s").open(FeatureKey("again", "set", BNMode.EVAL))["train"]
@@ -106,8 +78,8 @@ def test_what_goes_out_comes_in_again(form):
     assert split.categories == ["ä", "b", "c"]
 
 
-def test_an_npy_comes_in_again_with_what_lies_beside_it():
-    X, _, _, index = put()
+def test_an_npy_comes_in_again_with_what_lies_beside_it(put):
+    _, X, _, _, index = put()
     featstore.export_features(KEY, "out.npy", store="s")
     featstore.import_features(
         "out.npy", "out.y.npy", ids="out.sample_id.npy", categories="out.categories.npy",
@@ -119,22 +91,22 @@ def test_an_npy_comes_in_again_with_what_lies_beside_it():
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_several_labels_for_a_sample_go_out_as_they_are(form):
+def test_several_labels_for_a_sample_go_out_as_they_are(put, form):
     y = np.random.default_rng(0).integers(-1, 2, (25, 3)).astype("int8")
     put(y=y)
     featstore.export_features(KEY, out_of(form), order="stored", store="s")
     np.testing.assert_array_equal(read(form)[1], y)
 
 
-def test_pandas_reads_the_table():
-    X, y, _, index = put()
+def test_pandas_reads_the_table(put):
+    _, X, y, _, index = put()
     featstore.export_features(KEY, "out.parquet", store="s")
     frame = pd.read_parquet("out.parquet")
     np.testing.assert_array_equal(np.stack(frame["X"]), X[np.argsort(index)].astype(np.float32))
     np.testing.assert_array_equal(frame["y"], y[np.argsort(index)])
 
 
-def test_a_file_that_exists_is_kept_unless_told_otherwise():
+def test_a_file_that_exists_is_kept_unless_told_otherwise(put):
     put()
     for name in ("out.npz", "out.y.npy"):
         Path(name).write_text("mine")
@@ -149,7 +121,7 @@ def test_a_file_that_exists_is_kept_unless_told_otherwise():
 
 @pytest.mark.parametrize("order", ["original", "stored"])
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_damaged_chunk_leaves_no_file_and_the_old_one_as_it_was(form, order):
+def test_a_damaged_chunk_leaves_no_file_and_the_old_one_as_it_was(put, form, order):
     put()
     chunk = Store("s").open(KEY)["train"].path / "embedding" / "c" / "2" / "0"
     chunk.write_bytes(bytes(len(chunk.read_bytes())))
@@ -160,8 +132,8 @@ def test_a_damaged_chunk_leaves_no_file_and_the_old_one_as_it_was(form, order):
     assert not list(Path().glob("*.partial"))
 
 
-def test_one_of_several_splits_must_be_named():
-    put(), put("test", n=9)
+def test_one_of_several_splits_must_be_named(put):
+    put(), put(split="test", n=9)
     with pytest.raises(FeatStoreError, match="has the splits test, train; say with --split which"):
         featstore.export_features(KEY, "out.npz", store="s")
     featstore.export_features(str(KEY), "out.npz", store="s", split="test")
@@ -178,26 +150,10 @@ def test_one_of_several_splits_must_be_named():
         ({"out": "x.npy", "key": "two words"}, "is no key; write 'MODEL DATASET BN_MODE'"),
     ],
 )
-def test_wrong_words_are_refused(options, message):
+def test_wrong_words_are_refused(put, options, message):
     put()
     with pytest.raises(ValueError, match=message):
         featstore.export_features(**{"key": KEY, "store": "s", **options})
-
-
-@pytest.fixture
-def call(monkeypatch, capfd):
-    """A command in this process, through `main`: (exit status, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["featstore", *arguments])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return (status, *capfd.readouterr())
-
-    return run
 
 
 def test_the_commands_lead_from_files_to_files_and_mark_what_was_imported(call):
@@ -226,11 +182,14 @@ def test_the_commands_lead_from_files_to_files_and_mark_what_was_imported(call):
     [
         (["import", "X.npy", "y.npy"], 2, "say with --model and --dataset"),
         (["import", "a", "b", "c", "-m", "x", "-d", "y"], 2, "one or two files"),
-        (["import", "s.zarr", "-m", "x", "-d", "y"], 2, "no -m and -d"),
+        (["import", "s.zarr", "-m", "x", "-d", "y"], 2, "leave out --model, --dataset"),
+        (["import", "s.zarr", "--variant", "x", "--overwrite"], 2, "out --variant, --overwrite"),
+        (["import", "s.zarr", "--dtype", "float16"], 2, "leave out --dtype"),  # though the default
+        (["import", "s.zarr", "t.zarr"], 2, "give one store at a time"),
         (["import", "gone.npy", "y.npy", "-m", "x", "-d", "y"], 1, "no file at gone.npy"),
         (["import", "gone.csv", "-m", "x", "-d", "y"], 1, "no file at gone.csv"),
         (["export", "x y eval", "--out", "x.npz"], 1, "no finished features for x y eval"),
-        (["export", "--split", "train", "--out", "x.csv"], 2, "--split goes with a KEY"),
+        (["export", "--split", "train", "--out", "x.csv"], 2, "a KEY: leave out --split"),
     ],
 )
 def test_what_the_commands_cannot_do_is_one_line(call, arguments, status, said):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,18 +31,10 @@ from featstore.errors import (
 )
 from featstore.keys import BNMode, FeatureKey
 from featstore.store import Store
-from featstore.transfer import spool
 
 MAIN = [sys.executable, "-c", "from featstore.cli import main; main()"]
 N, D, C = 60, 7, 3
 KEY = FeatureKey("mine", "birds", BNMode.EVAL)
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(spool, "BLOCK_BYTES", 200)  # so that even small files have many blocks
-    return tmp_path
 
 
 def arrays(n=N, seed=0):
@@ -401,6 +394,54 @@ def test_a_catalogue_name_is_taken_as_a_variant_and_a_dataset_is_described_by_it
     assert split.attrs["model"]["family"] == ""
 
 
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (lambda y: y + 1, "no row has the label 0: empty are 1 of 4 categories. .* subtract 1"),
+        (lambda y: 3 * y, "no row has the label 1, 2, 4, ...: empty are 4 of 7 categories."),
+    ],
+)
+def test_categories_without_rows_are_told(labels, said, caplog):
+    X, y = arrays()
+    bring(*write_npy(X, labels(y)))
+    (told,) = caplog.messages
+    assert re.search(f"y.npy: {said}", told)
+
+
+def test_no_category_is_told_to_be_empty_that_was_asked_for(caplog):
+    X, y = arrays()
+    bring(X, y)
+    bring(X[:5], y[:5], split="test")  # the train split has them all
+    bring(X, y, dataset="named", categories=["a", "b", "c", "d"])
+    bring(X, np.array(["b", "c", "e"])[y], dataset="text")
+    assert caplog.messages == []
+
+
+PUBLISHED = {
+    "rows": ("train", slice(1, None), 0, "small train has 60 images, and these are 59"),
+    "categories": ("train", slice(None), 1, "small has 3 categories, and these are 4"),
+    "split": ("val", slice(None), 0, "small has the splits train, and no val"),
+}
+
+
+@pytest.mark.parametrize("other", PUBLISHED)
+def test_what_is_not_the_published_dataset_does_not_go_by_its_name(other, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEATSTORE_HOME", str(tmp_path))
+    (tmp_path / "catalogue.toml").write_text(
+        '[datasets.small]\nreader = "folder"\npath = "small"\ncategories = 3\n'
+        f"n_images = {{train = {N}}}\n"
+    )
+    X, y = arrays()
+    split, rows, more, said = PUBLISHED[other]
+    for name in ("small", "small@marks"):
+        with pytest.raises(ValueError, match=f"{said}. Use another dataset name, or --variant"):
+            bring(X[rows], (y + more)[rows], dataset=name, split=split)
+    assert not Path("data").exists()
+    bring(X[rows], (y + more)[rows], dataset="small", split=split, variant="part")
+    bring(X[rows], (y + more)[rows], model="mine~part", dataset="small@marks", split=split)
+    bring(X, y, dataset="small")
+
+
 def test_splits_of_one_key_must_agree():
     X, y = arrays()
     names = np.array(["auk", "crow", "wren"])[y]
@@ -503,7 +544,7 @@ def test_an_import_that_is_killed_goes_on_to_the_same_bytes(here):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no count of peak memory")
 @pytest.mark.parametrize("kind", ["npy", "npz", "h5", "parquet", "safetensors", "pt"])
 def test_a_file_larger_than_what_is_held_takes_little_memory(kind):
-    n, d = 100_000, 1000  # 400 MB
+    n, d = 60_000, 1000  # 240 MB
     code = (
         "import sys, featstore.transfer as t\n"
         "t.import_features(*sys.argv[2:], model='mine', dataset=sys.argv[1])\n"

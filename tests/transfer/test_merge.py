@@ -13,34 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featstore import cli
 from featstore.errors import FeatStoreError, MissingFeaturesError
-from featstore.keys import BNMode, FeatureKey, Recipe
-from featstore.store import Rows, Store, create
+from featstore.store import Store
 from featstore.transfer import merge_store
 
 MAIN = [sys.executable, "-c", "from featstore.cli import main; main()"]
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-def put(root, model="m", split="train", *, n=25, recipe=None, finish=True, chunk_rows=10, width=6):
-    key = FeatureKey(model, "folder:/a b", BNMode.EVAL)
-    features = np.random.default_rng(0).normal(size=(n, width))
-    rows = Rows([str(i) for i in range(n)], np.arange(n), np.arange(n) % 3, ["a", "b", "c"])
-    writer = create(
-        Path(root), key, split, Recipe(recipe or {"weights": "abc"}), rows,
-        width=width, dtype="float16", codec="none", chunk_rows=chunk_rows, notes={"model": {}},
-    )  # fmt: skip
-    for chunk in writer.missing()[: None if finish else 1]:
-        span = writer.split.span(chunk)
-        writer.write(chunk, features[span.start : span.stop], np.ones(len(span), bool))
-    if finish:
-        writer.finish()
-    return writer.split
 
 
 def tree(root):
@@ -55,7 +32,7 @@ def faults(root):
     return [fault for split in Store(root).splits() for fault in split.verify()]
 
 
-def test_what_is_not_here_is_copied_byte_for_byte():
+def test_what_is_not_here_is_copied_byte_for_byte(put):
     put("a", "m"), put("a", "m", "test"), put("a", "n")
     done = merge_store("a", store="new/b")
     assert len(done.copied) == 3
@@ -63,7 +40,7 @@ def test_what_is_not_here_is_copied_byte_for_byte():
     assert faults("new/b") == []
 
 
-def test_merging_twice_is_merging_once():
+def test_merging_twice_is_merging_once(put):
     put("a", "m"), put("a", "n"), put("b", "o")
     merge_store("a", store="b")
     before = tree("b")
@@ -72,7 +49,7 @@ def test_merging_twice_is_merging_once():
     assert tree("b") == before
 
 
-def test_the_order_of_merging_does_not_matter():
+def test_the_order_of_merging_does_not_matter(put):
     put("a", "m"), put("a", "both"), put("b", "n"), put("b", "both"), put("b", "m", "test")
     for first, second in ("ab", "ba"):
         merge_store(first, store=f"{first}{second}")
@@ -82,7 +59,7 @@ def test_the_order_of_merging_does_not_matter():
     assert faults("ab") == []
 
 
-def test_another_recipe_is_named_by_its_fields_and_left_alone():
+def test_another_recipe_is_named_by_its_fields_and_left_alone(put):
     put("a", "m", recipe={"weights": "theirs"}), put("a", "n")
     put("b", "m", recipe={"weights": "mine"})
     before = tree("b/m")
@@ -93,7 +70,7 @@ def test_another_recipe_is_named_by_its_fields_and_left_alone():
     assert tree("b/m") == before
 
 
-def test_unfinished_splits_are_left_and_named():
+def test_unfinished_splits_are_left_and_named(put):
     put("a", "m", finish=False), put("a", "n")
     done = merge_store("a", store="b")
     assert done.unfinished == ["m folder:/a b eval train: unfinished: 10 of 25 rows"]
@@ -104,8 +81,8 @@ def test_unfinished_splits_are_left_and_named():
     assert not next(Store("c").splits()).complete
 
 
-def test_a_flipped_bit_anywhere_is_never_copied():
-    split = put("a", "m", n=4, chunk_rows=2, width=2)
+def test_a_flipped_bit_anywhere_is_never_copied(put):
+    split = put("a", "m", n=4, chunk_rows=2, width=2).split
     rng = np.random.default_rng(0)
     tried = 0
     for path in sorted(p for p in split.path.rglob("*") if p.is_file()):
@@ -133,8 +110,8 @@ def same_json(a, b):
         return False
 
 
-def test_a_damaged_split_is_named_and_the_others_are_copied():
-    bad = put("a", "m")
+def test_a_damaged_split_is_named_and_the_others_are_copied(put):
+    bad = put("a", "m").split
     put("a", "n")
     chunk = bad.path / "embedding" / "c" / "1" / "0"
     chunk.write_bytes(chunk.read_bytes()[:-1])
@@ -144,15 +121,15 @@ def test_a_damaged_split_is_named_and_the_others_are_copied():
     assert faults("b") == []
 
 
-def test_a_file_that_is_gone_is_noticed():
-    split = put("a", "m")
+def test_a_file_that_is_gone_is_noticed(put):
+    split = put("a", "m").split
     shutil.rmtree(split.path / "valid")
     assert "valid" in merge_store("a", store="b").refused[str(split)]
 
 
 @pytest.mark.parametrize("change", [{"../../../../outside": "0"}, {"embedding": None}])
-def test_what_is_to_be_copied_is_all_arrays_and_nothing_out_of_the_split(change):
-    split = put("a", "m")
+def test_what_is_to_be_copied_is_all_arrays_and_nothing_out_of_the_split(put, change):
+    split = put("a", "m").split
     document = split.path / "zarr.json"
     content = json.loads(document.read_text())
     files = content["attributes"]["complete"]["files"] | change
@@ -162,7 +139,7 @@ def test_what_is_to_be_copied_is_all_arrays_and_nothing_out_of_the_split(change)
     assert "not what was written" in merge_store("a", store="b").refused[str(split)]
 
 
-def test_stores_that_are_one_or_are_not_there_are_refused():
+def test_stores_that_are_one_or_are_not_there_are_refused(put):
     put("a")
     with pytest.raises(ValueError, match="is the store itself"):
         merge_store("a/../a", store="a")
@@ -170,8 +147,8 @@ def test_stores_that_are_one_or_are_not_there_are_refused():
         merge_store("nowhere", store="a")
 
 
-def test_what_a_killed_copy_or_creation_left_is_replaced():
-    split = put("a", "m")
+def test_what_a_killed_copy_or_creation_left_is_replaced(put):
+    split = put("a", "m").split
     place = Path("b") / split.path.relative_to("a")
     (place / "embedding" / "c").mkdir(parents=True)
     (place / "embedding" / "c" / "stale").write_text("x")
@@ -180,7 +157,7 @@ def test_what_a_killed_copy_or_creation_left_is_replaced():
 
 
 @pytest.mark.slow
-def test_a_merge_that_is_killed_goes_on_to_the_same_bytes():
+def test_a_merge_that_is_killed_goes_on_to_the_same_bytes(put):
     put("a", "m", n=2000, chunk_rows=2), put("a", "n")
     arguments = [*MAIN, "import", "a", "--store", "b"]
     child = subprocess.Popen(arguments)
@@ -200,7 +177,7 @@ def test_a_merge_that_is_killed_goes_on_to_the_same_bytes():
 
 
 @pytest.mark.slow
-def test_processes_that_merge_at_once_do_not_disturb_each_other():
+def test_processes_that_merge_at_once_do_not_disturb_each_other(put):
     for model in "mno":
         put("a", model, n=100, chunk_rows=2)
     arguments = [*MAIN, "import", "a", "--store", "b", "--json"]
@@ -212,23 +189,7 @@ def test_processes_that_merge_at_once_do_not_disturb_each_other():
     assert tree("b") == tree("a")
 
 
-@pytest.fixture
-def call(monkeypatch, capfd):
-    """A command in this process, through `main`: (exit status, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["featstore", *arguments])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return (status, *capfd.readouterr())
-
-    return run
-
-
-def test_the_command_says_what_it_left_and_ends_with_status_1(call):
+def test_the_command_says_what_it_left_and_ends_with_status_1(put, call):
     put("a", "m", recipe={"weights": "theirs"}), put("a", "n"), put("a", "o", finish=False)
     put("b", "m")
     status, out, err = call("import", "a", "--store", "b")

@@ -32,8 +32,10 @@ from featstore.models.blueprint import Blueprint, blueprint
 from featstore.models.fetch import original_path
 from featstore.models.fetch import status as model_status
 from featstore.models.load import entry_of
+from featstore.models.remap import fresh
 from featstore.store import Store
 
+_NEEDS_LOGIN = " (needs an account or a click)"
 _BYTES_OF_A_ROW = 80  # label, index, validity and a sample's name, beside the embedding
 
 
@@ -296,6 +298,7 @@ def _missing_weights(models: Sequence[str], weights: str) -> Iterator[Missing]:
     names = map(ModelName.parse, models_.expand(models))
     for base in dict.fromkeys(n.base for n in names if not re.match(r"random\d", n.variant)):
         entry = entry_of(base)
+        fresh((), entry.rules)  # refuses rules that nobody can read, before anything is fetched
         status, source, place = model_status(entry), entry.whence, str(home() / "weights")
         if base.startswith("file:"):
             status, place = "ready" if expanded(entry.weights).exists() else "by hand", ""
@@ -307,7 +310,8 @@ def _missing_weights(models: Sequence[str], weights: str) -> Iterator[Missing]:
             source, place = f"{original_path(entry)}, by featstore convert {base}", ""
         if status != "ready":
             size = 4 * blueprint(base).parameters if place else 0
-            yield Missing("weights", base, status, source, entry.licence, place, size)
+            licence = entry.licence + _NEEDS_LOGIN * entry.login
+            yield Missing("weights", base, status, source, licence, place, size)
 
 
 def _of_timm(arch: str) -> tuple[str, str, str]:
@@ -334,7 +338,7 @@ def _missing_datasets(
         entry = datasets_.catalogue().get(base)
         status = dataset_status(entry, root) if entry and not entry.folder else "ready"
         if entry and status != "ready":
-            licence = entry.licence + (" (needs an account or a click)" if entry.login else "")
+            licence = entry.licence + _NEEDS_LOGIN * entry.login
             source = entry.by_hand or ", ".join(entry.urls)
             yield Missing("datasets", base, status, source, licence, str(root), entry.size)
         elif error:

@@ -104,6 +104,9 @@ def read(answer: Any, *, first: bool = False) -> bytes:
         block: bytes = answer.read(_BLOCK)
     except (OSError, http.client.HTTPException) as error:
         raise BrokenError(f"broke off: {error or type(error).__name__}") from error
+    packed = answer.headers.get("Content-Encoding", "identity")
+    if packed != "identity":
+        raise RefusedError(f"the server packs the file by {packed}, unasked")
     if answer.headers.get_content_type() in _PAGE_TYPES or (first and _PAGE.match(block)):
         raise RefusedError(
             "a web page came in place of the file, to log in or to confirm; open it in a browser"

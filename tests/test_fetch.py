@@ -54,7 +54,7 @@ class Site:
     ranges : whether it gives parts ; sized : whether it says how long a file is
     cuts : after so many bytes of each of the next answers the connection ends
     faults : statuses of the next answers ; headers : sent with those
-    moved : place that a path points to
+    moved : place that a path points to ; more : headers sent with every file
     resets : how many of the next answers end midway by a reset instead
     shift : how far from where it was asked a part begins
     gate : what an answer waits for once its first bytes are sent
@@ -68,7 +68,7 @@ class Site:
             True,
             True,
         )
-        self.cuts, self.faults, self.headers, self.moved = [], [], {}, {}
+        self.cuts, self.faults, self.headers, self.moved, self.more = [], [], {}, {}, {}
         self.shift = self.resets = 0
         self.gate = threading.Event()
         self.gate.set()
@@ -93,6 +93,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.head(404, 0)
         data = site.files[self.path]
         headers = {"Content-Type": site.kind} | ({"ETag": site.etag} if site.etag else {})
+        headers |= site.more
         part = start and site.ranges
         if part and start >= len(data):
             return self.head(416, 0, {"Content-Range": f"bytes */{len(data)}"})
@@ -383,6 +384,13 @@ PAGE = b"<!DOCTYPE html><html><head><title>Can't scan for viruses</title></head>
 def test_a_web_page_in_place_of_the_file_is_refused(site, to, page, kind):
     site.files["/weights.pth"], site.kind = page, kind
     with pytest.raises(FetchError, match="a web page came in place of the file"):
+        fetch([f"{site.url}/weights.pth"], to)
+    assert left(to) == []
+
+
+def test_a_file_that_comes_packed_unasked_is_refused(site, to):
+    site.more = {"Content-Encoding": "gzip"}
+    with pytest.raises(FetchError, match="the server packs the file by gzip, unasked"):
         fetch([f"{site.url}/weights.pth"], to)
     assert left(to) == []
 

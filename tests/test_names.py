@@ -102,6 +102,13 @@ def test_own_model_and_dataset_go_the_whole_path_by_their_names(home):
             "'tiny-vit-mae' is known already; use another",
         ),
         ("[models.x\n", "is no catalogue"),
+        (
+            "[models.x]\narch = 'a'\nmean = [124.0, 116.0, 103.0]",
+            "[models.x]: mean must lie in 0..1",
+        ),
+        ("[models.x]\narch = 'a'\nstd = [0.0, 1.0, 1.0]", "and std as well without 0, got"),
+        ("[models.x]\narch = 'a'\ncrop_pct = -1.0", "crop_pct, image_size and width must be"),
+        ("[models.x]\narch = 'a'\nurls = ['ftp://x/y']", "must be http or https addresses, got"),
         ("models = 3", "'models' is no table of models or datasets. Write a table [models.NAME]"),
         ("[[models]]\nx = 3", "'models' is no table of models or datasets"),
         ("[model.x]\narch = 'a'", "'model' is no table of models or datasets. Write a table [m"),
@@ -241,3 +248,10 @@ def test_an_entry_without_weights_does_not_keep_the_others_from_being_listed(hom
     assert {status(entry) for entry in models().values()} >= {"ready", "fetchable", "incomplete"}
     with pytest.raises(CatalogueError, match="x: its entry needs file = NAME"):
         featstore.load_model("x")
+
+
+def test_a_published_layout_is_read_below_the_data_root_alone(home):
+    text = "[datasets.mine]\nreader = 'cub'\npath = 'mine/CUB_200_2011'"
+    assert "path goes with the readers folder, webdataset, huggingface; cub reads" in refusal(
+        home, text, datasets
+    )

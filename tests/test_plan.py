@@ -12,7 +12,7 @@ from timm import create_model
 
 import featstore
 from featstore.datasets import catalogue as datasets
-from featstore.errors import UnknownNameError
+from featstore.errors import CatalogueError, UnknownNameError
 from featstore.models import catalogue as models
 from featstore.models.blueprint import blueprint
 from featstore.models.encoder import embed
@@ -276,3 +276,19 @@ def test_what_two_share_is_fetched_once(store):
     made = plan(["tiny-vit-random"], both, store=store)
     assert [one.what for one in made.missing] == both
     assert made.rooms[1].bytes == datasets()[both[0]].size
+
+
+def test_weights_behind_a_licence_say_so(store, monkeypatch, tmp_path):
+    monkeypatch.setattr("featstore.plan.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    found = {one.what: one.licence for one in plan(["dinov3-b16", "dino-b16"], ["cifar10"]).missing}
+    assert found["dinov3-b16"] == "dinov3-license (needs an account or a click)"
+    assert "account" not in found["dino-b16"]
+
+
+def test_rules_that_nobody_can_read_are_refused_before_anything_is_fetched(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEATSTORE_HOME", str(tmp_path))
+    (tmp_path / "catalogue.toml").write_text(
+        "[models.x]\narch = 'resnet18'\nurls = ['http://x/y.pt']\nrules = ['remove ^fc']\n"
+    )
+    with pytest.raises(CatalogueError, match="remove"):
+        plan(["x"], ["cifar10"], store=tmp_path / "s.zarr")

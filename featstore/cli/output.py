@@ -16,6 +16,7 @@ from featstore.cli.options import (
     refuse_idle,
 )
 from featstore.cli.storage import find_key
+from featstore.keys import encode_part
 
 
 @app.command(epilog="Example: featstore report --out data/report.html")
@@ -36,7 +37,10 @@ def report(
 )
 def export(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="file to write")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="file to write [default: cells.csv, or KEY-SPLIT.npz, by the format]"),
+    ] = None,
     key: Annotated[
         str, typer.Argument(help="'MODEL DATASET BN_MODE', as ls prints them: features, not cells")
     ] = "",
@@ -63,8 +67,12 @@ def export(
         refuse_idle(context, used, "features are exported")
         from featstore.transfer import export_features
 
+        found = find_key(store, key)
+        if out is None:
+            name = "-".join(encode_part(part) for part in (*key.split(" "), split) if part)
+            out = Path(f"{name}.{form or 'npz'}")
         skipped = export_features(
-            find_key(store, key), out, split=split, form=form, order=order, store=store,
+            found, out, split=split, form=form, order=order, store=store,
             overwrite=overwrite,
         )  # fmt: skip
         left = f", without {skipped} that were skipped" if skipped else ""
@@ -75,5 +83,6 @@ def export(
     from featstore.results import export as write
     from featstore.results import open_results
 
+    out = out or Path(f"cells.{'nc' if form == 'netcdf' else form or 'csv'}")
     write(open_results(results, seeds=seeds), out, form=form, overwrite=overwrite)
     typer.echo(f"wrote {out}")

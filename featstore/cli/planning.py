@@ -89,7 +89,8 @@ def _total(made: Plan) -> list[str]:
 
 
 def _say_room(room: Room) -> str:
-    free = f"{room.free / 1e9:.0f} GB free" + ("" if room.enough else ": NOT ENOUGH")
+    lack = "" if room.enough else ", NOT ENOUGH for all that goes there"
+    free = f"{room.free / 1e9:.0f} GB free{lack}"
     size = f"{'' if room.exact else 'at least '}{room.bytes / 1e9:.2f} GB"
     if room.what == "features":
         return f"to write: {size} of features to {room.place}; {free}"

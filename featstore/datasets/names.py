@@ -60,7 +60,8 @@ class Entry:
     source : what a model has seen that was pretrained on it
     square : what `@marks` does first: `pad` to a square, `crop` to one, or ""
     categories, n_images : how many there are, by the publication: images by split
-    size : of the download in bytes ; urls, by_hand : where it is had, by program or by a person
+    size : of the download in bytes ; urls, by_hand : where it is had, by program or by a person;
+        of both, what stands in `by_hand` is needed besides
     licence : as stated ; login : whether that needs an account or a click
     found_by : PLACE//MARKS, any of which says that the dataset is there: a folder below the data
         root, and what only a whole copy holds in it, divided by commas, forms of one thing by |
@@ -97,6 +98,11 @@ class Entry:
     def __post_init__(self) -> None:
         if self.reader in _PLACED and not self.path:
             raise ValueError(f"path is missing, where the reader {self.reader} looks for images")
+        if self.path and self.reader not in _PLACED:
+            raise ValueError(
+                f"path goes with the readers {', '.join(_PLACED)}; {self.reader} reads a published "
+                f"layout below the data root (--data-root), so leave it out"
+            )
 
 
 def catalogue() -> dict[str, Entry]:
@@ -113,7 +119,8 @@ def status(entry: Entry, root: Path) -> str:
         return "later"
     if entry.reader == "tiny" or is_there(entry, root):
         return "ready"
-    return "fetchable" if is_on_hub(entry) or (entry.urls and not entry.login) else "by hand"
+    by_program = entry.urls and not entry.login and not entry.by_hand
+    return "fetchable" if is_on_hub(entry) or by_program else "by hand"
 
 
 def expand(names: Iterable[str]) -> list[str]:

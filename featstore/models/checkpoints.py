@@ -81,7 +81,7 @@ def read_file(path: Path, *, name: str = "") -> Any:
                 f"{path} is a TorchScript program, which is code. Save its state_dict() instead"
             ) from error
         raise BadCheckpointError(
-            f"{path} is damaged, or no weights file ({reason}). Fetch it again"
+            f"{path} is damaged, or no weights file ({reason}). Delete it, and fetch it again"
         ) from error
 
 

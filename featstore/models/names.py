@@ -100,6 +100,7 @@ class Entry:
     site : what a bare name embeds, in words ; width : features there
     mean, std : of the input, per channel, on the scale 0..1; empty: those of the architecture
     interpolation, crop_pct, image_size : of the weights' own input; empty or 0: the architecture's
+    login : whether the hub gives the file only to who has accepted its licence
     licence, imagenet_top1 (in %), imagenet_source : as stated by the authors; "" or 0 if not
     unverified : what nobody has seen in the real file
     note : what a user should know
@@ -134,12 +135,25 @@ class Entry:
     crop_pct: float = 0.0
     image_size: int = 0
     licence: str = ""
+    login: bool = False
     imagenet_top1: float = 0.0
     imagenet_source: str = ""
     unverified: str = ""
     note: str = ""
     description: str = ""
     folder: str = ""
+
+    def __post_init__(self) -> None:
+        if any(not 0 <= one <= 1 for one in self.mean) or any(not 0 < one <= 1 for one in self.std):
+            raise ValueError(
+                f"mean must lie in 0..1, and std as well without 0, got {self.mean} and "
+                f"{self.std}; divide by 255 what is meant for pixels up to 255"
+            )
+        if self.crop_pct < 0 or self.image_size < 0 or self.width < 0:
+            raise ValueError("crop_pct, image_size and width must be above 0, or 0 for unknown")
+        for url in self.urls:
+            if not url.startswith(("https://", "http://")):
+                raise ValueError(f"urls must be http or https addresses, got {url!r}")
 
     @property
     def whence(self) -> str:

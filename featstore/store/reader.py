@@ -244,7 +244,13 @@ class Store:
                 f"{self.path} is a file, not a store. Give a folder for --store"
             )
         if (self.path / "zarr.json").exists():
-            found = zarr.open_group(self.path, mode="r").attrs.get("featstore_format")
+            try:
+                found = zarr.open_group(self.path, mode="r").attrs.get("featstore_format")
+            except (ValueError, KeyError, TypeError) as error:
+                raise CorruptStoreError(
+                    f"{self.path / 'zarr.json'} cannot be read ({error}). Take a copy of it from "
+                    f"another store of featstore's; all stores have the same"
+                ) from error
             if found != FORMAT_VERSION:
                 raise StoreMismatchError(
                     f"{self.path} has format version {found}, this featstore reads "

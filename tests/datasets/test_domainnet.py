@@ -131,3 +131,15 @@ def test_a_missing_list_and_a_missing_dataset_are_named(tmp_path):
     with pytest.raises(MissingDatasetError, match="real_train.txt"):
         domainnet.read(ENTRIES["real"], "train", tmp_path)
     assert len(domainnet.read(ENTRIES["real"], "test", tmp_path)) == 3
+
+
+def test_a_folder_whose_name_is_written_another_way_is_the_same_category(tmp_path):
+    place = write(tmp_path, domains=("real",))
+    (place / "real" / "t-shirt").rename(place / "real" / "T_shirt")
+    for split in ("train", "test"):
+        listing = place / f"real_{split}.txt"
+        listing.write_text(listing.read_text().replace("/t-shirt/", "/T_shirt/"))
+    images = domainnet.read(ENTRIES["real"], "test", tmp_path)
+    (label,) = (one for path, one in zip(images.sample_ids, images.labels, strict=True)
+                if "T_shirt" in path)  # fmt: skip
+    assert images.categories[label] == "t-shirt"

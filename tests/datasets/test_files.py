@@ -370,3 +370,18 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path):
     (tmp_path / "gone.png").symlink_to(tmp_path / "nothing.png")
     with pytest.raises(BadImageError, match=r"gone.png is a link that leads nowhere"):
         image_files(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's, which is how it should be
+@pytest.mark.parametrize("exif", [b"Exif\0\0II*\0 and then nothing that it should be", None])
+def test_files_are_read_as_they_lie_whatever_their_exif_says(tmp_path, exif):
+    # As torchvision's readers do: the studies' images were never turned.
+    path = tmp_path / "a.jpg"
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture(3).save(path, quality=95, exif=exif or turned)
+    plain = tmp_path / "b.jpg"
+    picture(3).save(plain, quality=95)
+    found = FileImages((str(path),))(0)
+    assert found.size == (12, 9)
+    np.testing.assert_array_equal(pixels(found), pixels(Image.open(plain).convert("RGB")))

@@ -20,7 +20,7 @@ def labels(name, root):
 @pytest.mark.parametrize("name", READABLE)
 def test_a_whole_copy_is_ready_and_empty_folders_are_not(name, tmp_path, lay):
     entry = catalogue()[name]
-    absent = "fetchable" if entry.urls else "by hand"
+    absent = "fetchable" if entry.urls and not entry.by_hand else "by hand"
     assert status(entry, tmp_path / "none") == absent
     lay(name, tmp_path / "whole")
     assert status(entry, tmp_path / "whole") == "ready"

@@ -173,6 +173,8 @@ def test_the_commands_lead_from_files_to_files_and_mark_what_was_imported(call):
     assert (status, "was imported, not extracted" in err) == (2, True)
     export = ("export", "mine birds eval", "--store", "s", "--out", "out.npz")
     assert call(*export) == (0, "wrote out.npz\n", "")
+    named = call(*export[:-2], "--split", "train", "--format", "npy")
+    assert named == (0, "wrote mine-birds-eval-train.npy\n", "")
     np.testing.assert_array_equal(read("npz")[0], np.load("X.npy").astype("float16"))
     assert read("npz")[4].tolist() == ["ant", "bee"]
 

@@ -196,3 +196,10 @@ def test_the_command_says_what_it_left_and_ends_with_status_1(put, call):
     assert (status, out) == (1, "1 splits copied, 0 up to date, 1 unfinished, 1 refused -> b\n")
     assert "weights: here 'abc', there 'theirs'" in err
     assert "left out: o folder:/a b eval train: unfinished: 10 of 25 rows" in err
+
+
+def test_a_store_whose_own_document_is_broken_is_named(put):
+    put("a", "m")
+    Path("a", "zarr.json").write_text("{")
+    with pytest.raises(FeatStoreError, match=r"a/zarr\.json cannot be read"):
+        merge_store("a", store="b")

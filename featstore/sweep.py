@@ -183,6 +183,12 @@ def _jobs(
         try:
             features = store.open(key)
             digest = features.digest("train", "test")
+        except MissingFeaturesError as error:
+            # What is merely among all that is stored need not be fit for scoring.
+            (summary.failed if models or datasets else summary.not_applicable).append(
+                Failure(str(key), str(error))
+            )
+            continue
         except FeatStoreError as error:
             summary.failed.append(Failure(str(key), str(error)))
             continue

@@ -140,5 +140,5 @@ def probe(
             f"{done.filled} cells filled, {done.up_to_date} up to date, {len(done.failed)} failed "
             f"in {done.seconds:.1f} s -> {done.results or results}"
         )
-    if done.failed:
+    if done.failed or not done.filled + done.up_to_date:
         raise typer.Exit(1)

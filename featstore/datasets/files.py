@@ -220,10 +220,17 @@ def load_folder(dataset: str, root: Path) -> dict[str, ImageSplit]:
     MissingDatasetError
         There is no such folder.
     BadImageError
-        It holds no image, a class without one, or a class in test that train lacks.
+        It holds no image, a class without one, a class in test that train lacks, or splits under
+        other names.
     """
     if not root.is_dir():
         raise MissingDatasetError(f"{dataset}: no folder at {root.absolute()}. Check the path")
+    odd = sorted(one.name for one in root.iterdir() if _is_odd_split(one))
+    if odd:  # else they would pass for classes, or for nothing
+        raise BadImageError(
+            f"{root} has {', '.join(odd)}, which read like splits. Name them train, val and test; "
+            f"classes of such names need a train/ above them"
+        )
     if not (root / "train").is_dir():
         held_out = [name for name in ("val", "test") if _has_folders(root / name)]
         if held_out:  # else its classes would pass for one class, called `test`
@@ -251,6 +258,13 @@ def load_folder(dataset: str, root: Path) -> dict[str, ImageSplit]:
         name: file_split(dataset, name, root, *flatten(members, categories), categories)
         for name, members in classes.items()
     }
+
+
+def _is_odd_split(folder: Path) -> bool:
+    """Whether a folder of folders has a name that means a split, and is not ours for it."""
+    words = ("train", "training", "val", "valid", "validation", "test", "testing")
+    ours = ("train", "val", "test")
+    return folder.name.lower() in words and folder.name not in ours and _has_folders(folder)
 
 
 def _has_folders(folder: Path) -> bool:

@@ -385,3 +385,26 @@ def test_files_are_read_as_they_lie_whatever_their_exif_says(tmp_path, exif):
     found = FileImages((str(path),))(0)
     assert found.size == (12, 9)
     np.testing.assert_array_equal(pixels(found), pixels(Image.open(plain).convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("Train", "Test"), "has Test, Train, which read like splits"),
+        (("training", "validation"), "has training, validation, which"),
+        (("train", "valid"), "has valid, which read like splits. Name them train, val and test"),
+    ],
+)
+def test_splits_under_other_names_are_not_taken_for_classes(tmp_path, names, said):
+    for name in names:
+        for category in ("ant", "bee"):
+            write(tmp_path / name / category / "0.png")
+    with pytest.raises(BadImageError, match=said):
+        load_folder("folder:x", tmp_path)
+
+
+def test_classes_may_have_the_names_of_splits(tmp_path):
+    for name in ("Train", "Plane"):
+        for i in range(5):
+            write(tmp_path / name / f"{i}.png", i)
+    assert load_folder("folder:x", tmp_path)["train"].categories == ("Plane", "Train")

@@ -23,7 +23,7 @@ TINY = ["tiny-resnet-random", "tiny-vit-random", "tiny-vit-random@avg"]
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    monkeypatch.setenv("FEATSTORE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FEATSTORE_HOME", str(tmp_path / "own"))
     return tmp_path / "s.zarr"
 
 
@@ -126,7 +126,7 @@ def test_both_studies_can_be_planned_without_a_file(store, tmp_path):
     assert rooms["features"].bytes == made.total.bytes
     sizes = [datasets()[name].size for name in missing if name in datasets()]
     assert (rooms["datasets"].bytes, rooms["datasets"].exact) == (sum(sizes), True)
-    assert rooms["datasets"].place == str(tmp_path / "home" / "datasets")
+    assert rooms["datasets"].place == str(tmp_path / "own" / "datasets")
     resnet, vit = (sum(p.numel() for p in create_model(arch, num_classes=0).parameters())
                    for arch in ("resnet50", "vit_base_patch16_224"))  # fmt: skip
     assert rooms["weights"].count == 26
@@ -184,8 +184,8 @@ def test_what_is_absent_is_listed_with_its_place(store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "hub")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: "torch")
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "catalogue.toml").write_text(
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "catalogue.toml").write_text(
         '[models.mine]\narch = "resnet18"\nweights = "runs/last.pt"\n'
         '[datasets.photos]\nreader = "folder"\npath = "pictures"\n'
     )
@@ -199,7 +199,7 @@ def test_what_is_absent_is_listed_with_its_place(store, tmp_path, monkeypatch):
     missing = {one.what: one for one in made.missing}
     assert list(missing) == [*own, *timms, *absent]
     places = {
-        "mine": f"{tmp_path}/home/runs/last.pt",
+        "mine": f"{tmp_path}/own/runs/last.pt",
         "file:gone.pt#arch=resnet18": "gone.pt",
         "timm:resnet18": "huggingface.co/timm/resnet18.a1_in1k",
         "timm:legacy_seresnet18": "https://.*seresnet18.*.pth",
@@ -207,16 +207,19 @@ def test_what_is_absent_is_listed_with_its_place(store, tmp_path, monkeypatch):
         "folder:nowhere": f"no folder at {tmp_path}/nowhere",
         "wds:s-{0..1}.tar": "s-0.tar",
         "hf:./none": "no folder none",
-        "photos": f"{tmp_path}/home/pictures",
+        "photos": f"{tmp_path}/own/pictures",
     }
     assert [name for name, one in missing.items() if not re.search(places[name], one.source)] == []
     fetched = [one.what for one in made.missing if one.status == "fetchable"]
     assert fetched == timms[:2]
     assert [room.place for room in made.rooms[1:]] == ["hub", "torch/checkpoints"]
-    for path in ("gone.pt", "home/runs/last.pt", "torch/checkpoints/" + fetched_name(missing),
+    for path in ("gone.pt", "own/runs/last.pt", "torch/checkpoints/" + fetched_name(missing),
                  "hub/models--timm--resnet18.a1_in1k/snapshots/1/model.safetensors"):  # fmt: skip
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
+    # As the hub's own code leaves it; without a ref it takes a snapshot for no version.
+    (tmp_path / "hub/models--timm--resnet18.a1_in1k/refs").mkdir()
+    (tmp_path / "hub/models--timm--resnet18.a1_in1k/refs/main").write_text("1")
     made = plan(asked, ["textures"], store=store)
     assert [one.what for one in made.missing] == ["timm:resnet200"]
     given = plan(asked, ["textures"], store=store, weights="mine.pt")
@@ -279,7 +282,7 @@ def test_what_two_share_is_fetched_once(store):
 
 
 def test_weights_behind_a_licence_say_so(store, monkeypatch, tmp_path):
-    monkeypatch.setattr("featstore.plan.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
     found = {one.what: one.licence for one in plan(["dinov3-b16", "dino-b16"], ["cifar10"]).missing}
     assert found["dinov3-b16"] == "dinov3-license (needs an account or a click)"
     assert "account" not in found["dino-b16"]

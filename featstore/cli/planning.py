@@ -28,7 +28,8 @@ from featstore.cli.terminal import table
 from featstore.keys import BNMode
 
 if TYPE_CHECKING:
-    from featstore.plan import Line, Missing, Plan, Room
+    from featstore.plan import Line, Plan
+    from featstore.plan.missing import Missing, Room
 
 
 @app.command(epilog="Example: featstore plan -m marks2024 -d marks2024 --rate 900")

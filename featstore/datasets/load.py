@@ -27,7 +27,7 @@ from featstore.datasets import (
 from featstore.datasets.fetching import fetch_files, unfinished
 from featstore.datasets.files import load_folder
 from featstore.datasets.image_split import ImageSplit
-from featstore.datasets.names import Entry, catalogue, default_data_root, split_transform
+from featstore.datasets.names import Entry, base_of, catalogue, default_data_root, split_transform
 from featstore.errors import CatalogueError, MissingDatasetError, UnknownNameError
 from featstore.fetch import Progress
 from featstore.home import expanded
@@ -99,7 +99,7 @@ def load_dataset(
         No such dataset; says which come near.
     """
     full, transform = split_transform(name)
-    base = full if transform == "own" else full.removesuffix(f"@{transform}")
+    base = base_of(name)
     root = expanded(data_root) if data_root else default_data_root()
     entry = catalogue().get(base) or _loose_entry(base, download)
     if entry.task == "dense":

@@ -175,6 +175,12 @@ def split_transform(name: str) -> tuple[str, str]:
     return (base if transform == "own" else f"{base}@{transform}"), transform
 
 
+def base_of(name: str) -> str:
+    """A dataset's name without its transform."""
+    full, transform = split_transform(name)
+    return full.removesuffix(f"@{transform}")
+
+
 def default_data_root() -> Path:
     """Where datasets lie unless told otherwise."""
     return home() / "datasets"

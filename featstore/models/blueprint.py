@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import timm
 import torch
 
 from featstore.home import expanded
 from featstore.models.encoder import batch_norms
-from featstore.models.fetch import in_hub_cache
+from featstore.models.hub import origin
 from featstore.models.load import create_module, data_config_of, entry_of
 from featstore.models.names import ModelName
 
@@ -76,14 +73,8 @@ def described(name: str) -> dict[str, Any]:
     if entry.weights != "hub":
         there = entry.weights.startswith("py:") or expanded(entry.weights).is_file()
         return found | {"weights": entry.weights, "status": "ready" if there else "absent"}
-    known = timm.get_pretrained_cfg(entry.arch)
-    if known is None or not (known.hf_hub_id or known.url):
+    known = origin(entry.arch)
+    if not known.source:
         return found | {"weights": "none published", "status": "random only"}
-    weights = str(known.hf_hub_id or known.url)
-    name_there = Path(urlsplit(weights).path).name
-    if known.hf_hub_id:
-        there = in_hub_cache(weights) is not None
-    else:
-        there = Path(torch.hub.get_dir(), "checkpoints", name_there).is_file()
-    found |= {"weights": weights, "licence": known.license or ""}
-    return found | {"status": "ready" if there else "fetchable"}
+    found |= {"weights": known.repository or known.url, "licence": known.licence}
+    return found | {"status": "ready" if known.path else "fetchable"}

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -58,22 +59,51 @@ def from_hub(arch: str, options: Mapping[str, Any]) -> nn.Module:
         ) from error
     if module.num_classes:
         module.reset_classifier(0)  # type: ignore[operator]  # timm's
-    path, key = _loaded(arch)
-    if path is None or not path.is_file():
+    found = origin(arch)
+    path, key = found.path, found.url or arch
+    if found.repository:
+        key = f"hub:{found.repository}/{path.name if path else ''}"
+    if path is None:
         log.warning("%s: where timm keeps its file is not known, so it is held to no SHA-256", key)
     else:
         hold(path.resolve(), key)  # the hub's cache has links; what is amiss is where they lead
     return module
 
 
-def _loaded(arch: str) -> tuple[Path | None, str]:
-    """File that timm has the weights of a tag from, and what to call it wherever it lies."""
+@dataclass(frozen=True)
+class Origin:
+    """Where timm has the weights of a tag from, and keeps them.
+
+    Attributes
+    ----------
+    repository : on the hub, or "" ; url : elsewhere, or ""; neither where none were published
+    folder : of all that timm keeps of the kind ; path : of the file, None where it is not there
+    licence : as timm has it
+    """
+
+    repository: str
+    url: str
+    folder: Path
+    path: Path | None
+    licence: str
+
+    @property
+    def source(self) -> str:
+        """Address, or "" where nobody published any."""
+        return f"https://huggingface.co/{self.repository}" if self.repository else self.url
+
+
+def origin(arch: str) -> Origin:
+    """Origin of the weights of a timm name; looks at the disk alone."""
     known = timm.get_pretrained_cfg(arch)
-    if known and known.hf_hub_id:
-        path = in_hub_cache(known.hf_hub_id)
-        return path, f"hub:{known.hf_hub_id}/{path.name if path else ''}"
-    url = str(known.url if known else arch)
-    return _from_url(url), url
+    repository, url = (known.hf_hub_id or "", known.url or "") if known else ("", "")
+    licence = str(known.license or "") if known else ""
+    if repository:
+        path = in_hub_cache(repository)
+        return Origin(repository, "", Path(constants.HF_HUB_CACHE), path, licence)
+    kept = _from_url(str(url)) if url else None
+    folder = Path(torch.hub.get_dir(), "checkpoints")
+    return Origin("", str(url), folder, kept if kept and kept.is_file() else None, licence)
 
 
 def _from_url(url: str) -> Path:

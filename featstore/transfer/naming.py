@@ -10,6 +10,7 @@ from typing import Any
 
 from featstore import datasets as datasets_
 from featstore import models as models_
+from featstore.datasets.names import base_of
 from featstore.keys import BNMode, FeatureKey
 from featstore.models import ModelName
 
@@ -74,8 +75,7 @@ def check_counts(key: FeatureKey, split: str, rows: int, categories: int) -> Non
 
 def _dataset_entry(name: str) -> datasets_.Entry:
     """What the catalogue says of a dataset, if anything."""
-    _, transform = datasets_.split_transform(name)
-    base = name.removesuffix(f"@{transform}")
+    base = base_of(name)
     return datasets_.catalogue().get(base) or datasets_.Entry(base, "")
 
 

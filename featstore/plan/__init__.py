@@ -3,81 +3,28 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
 import statistics
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
-import timm
-import torch
-from huggingface_hub import constants
-from huggingface_hub.file_download import repo_folder_name
 
 from featstore import datasets as datasets_
 from featstore import models as models_
 from featstore.datasets import Dataset, Transform, default_data_root, load_dataset
-from featstore.datasets.names import status as dataset_status
+from featstore.datasets.names import base_of
 from featstore.errors import MissingDatasetError
 from featstore.extraction import check_views, transform_of
-from featstore.home import expanded, home
+from featstore.home import expanded
 from featstore.keys import BNMode, FeatureKey
 from featstore.models import ModelName
 from featstore.models.blueprint import Blueprint, blueprint
-from featstore.models.fetch import original_path
-from featstore.models.fetch import status as model_status
-from featstore.models.load import entry_of
-from featstore.models.remap import fresh
+from featstore.plan.missing import Missing, Room, missing_datasets, missing_weights, rooms
 from featstore.store import Store
 
-_NEEDS_LOGIN = " (needs an account or a click)"
 _BYTES_OF_A_ROW = 80  # label, index, validity and a sample's name, beside the embedding
-
-
-@dataclass(frozen=True)
-class Missing:
-    """What an extraction needs and has not got, and where it comes from.
-
-    Attributes
-    ----------
-    kind : `weights` or `datasets` ; what : the name
-    status : `fetchable`, `convert` (by `featstore convert`, once it is fetched) or `by hand`
-    place : folder that it is fetched to, "" for what is the user's own
-    bytes : of the download, 0 if unknown; of weights, those of the backbone alone, in float32
-    """
-
-    kind: str
-    what: str
-    status: str
-    source: str
-    licence: str = ""
-    place: str = ""
-    bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Room:
-    """What goes to one place, and whether there is room for it.
-
-    Attributes
-    ----------
-    what : `features`, or a kind of what is missing ; count : of such, 1 of features
-    bytes : at least, if not `exact` ; free : bytes on its disk
-    enough : whether these suffice for all that goes to that disk
-    """
-
-    what: str
-    place: str
-    count: int
-    bytes: int
-    exact: bool
-    free: int
-    enough: bool
 
 
 @dataclass
@@ -201,10 +148,11 @@ def plan(
                 absent[name] = error
         made.lines.append(line)
     made.missing = [
-        *_missing_weights(models, weights),
-        *_missing_datasets({_base(name): absent.get(name) for name in names}, root),
+        *missing_weights(models, weights),
+        *missing_datasets({base_of(name): absent.get(name) for name in names}, root),
     ]
-    made.rooms = _rooms(Path(store), made)
+    counted = all(line.images is not None for line in made.lines)
+    made.rooms = rooms(str(store), made.total.bytes, counted, made.missing)
     return made
 
 
@@ -284,96 +232,10 @@ def _counts(dataset: Dataset, splits: Sequence[str]) -> dict[str, int]:
     UnknownNameError, MissingDatasetError
         There is no such split; nobody has counted it, and it is not on disk.
     """
-    entry = datasets_.catalogue().get(_base(dataset.name))
+    entry = datasets_.catalogue().get(base_of(dataset.name))
     if entry and not entry.folder and set(splits) <= set(entry.n_images):
         return {split: entry.n_images[split] for split in splits}
     return {split: len(dataset.split(split)) for split in splits}
-
-
-def _missing_weights(models: Sequence[str], weights: str) -> Iterator[Missing]:
-    if weights not in ("pretrained", "random") and not expanded(weights).exists():
-        yield Missing("weights", weights, "by hand", f"your own file, {weights}")
-    if weights != "pretrained":
-        return
-    names = map(ModelName.parse, models_.expand(models))
-    for base in dict.fromkeys(n.base for n in names if not re.match(r"random\d", n.variant)):
-        entry = entry_of(base)
-        fresh((), entry.rules)  # refuses rules that nobody can read, before anything is fetched
-        status, source, place = model_status(entry), entry.whence, str(home() / "weights")
-        if base.startswith("file:"):
-            status, place = "ready" if expanded(entry.weights).exists() else "by hand", ""
-        elif entry.weights == "hub":
-            status, source, place = _of_timm(entry.arch)
-        elif entry.weights or status == "incomplete":
-            place = ""
-        elif original_path(entry).exists():
-            source, place = f"{original_path(entry)}, by featstore convert {base}", ""
-        if status != "ready":
-            size = 4 * blueprint(base).parameters if place else 0
-            licence = entry.licence + _NEEDS_LOGIN * entry.login
-            yield Missing("weights", base, status, source, licence, place, size)
-
-
-def _of_timm(arch: str) -> tuple[str, str, str]:
-    """Status, source and place of the weights that timm fetches by itself."""
-    config = timm.get_pretrained_cfg(arch)
-    if config is None or not (config.hf_hub_id or config.url):
-        return "by hand", "timm has none: give --weights PATH, or --weights random", ""
-    if config.hf_hub_id:
-        source, place = f"https://huggingface.co/{config.hf_hub_id}", Path(constants.HF_HUB_CACHE)
-        folder = repo_folder_name(repo_id=config.hf_hub_id, repo_type="model")
-        files = [path for path in place.glob(f"{folder}/snapshots/*/*") if path.exists()]
-        there = any(path.suffix in (".safetensors", ".bin") for path in files)
-    else:
-        source, place = str(config.url), Path(torch.hub.get_dir(), "checkpoints")
-        there = (place / Path(urlsplit(source).path).name).is_file()
-    return "ready" if there else "fetchable", source, str(place)
-
-
-def _missing_datasets(
-    bases: dict[str, MissingDatasetError | None], root: Path
-) -> Iterator[Missing]:
-    """Datasets that are not there: published ones by a look at folders, others by what failed."""
-    for base, error in bases.items():
-        entry = datasets_.catalogue().get(base)
-        status = dataset_status(entry, root) if entry and not entry.folder else "ready"
-        if entry and status != "ready":
-            licence = entry.licence + _NEEDS_LOGIN * entry.login
-            source = entry.by_hand or ", ".join(entry.urls)
-            yield Missing("datasets", base, status, source, licence, str(root), entry.size)
-        elif error:
-            status = "fetchable" if "--download" in str(error) else "by hand"
-            yield Missing("datasets", base, status, str(error).removeprefix(f"{base}: "))
-
-
-def _base(name: str) -> str:
-    full, transform = datasets_.split_transform(name)
-    return full.removesuffix(f"@{transform}")
-
-
-def _rooms(store: Path, made: Plan) -> list[Room]:
-    needs = {("features", str(store)): {"": made.total.bytes}}
-    for one in made.missing:
-        if one.place:  # what two entries share is fetched once
-            needs.setdefault((one.kind, one.place), {})[one.source] = one.bytes
-    counted = all(line.images is not None for line in made.lines)
-    exact = {"features": counted, "weights": False}
-    disks = {place: _nearest(Path(place).absolute()) for _, place in needs}
-    asked: Counter[int] = Counter()
-    for (_, place), sizes in needs.items():
-        asked[disks[place].stat().st_dev] += sum(sizes.values())
-    return [
-        Room(
-            what, place, len(sizes), sum(sizes.values()), exact.get(what, all(sizes.values())),
-            free := shutil.disk_usage(disks[place]).free,
-            asked[disks[place].stat().st_dev] <= free,
-        )
-        for (what, place), sizes in needs.items()
-    ]  # fmt: skip
-
-
-def _nearest(path: Path) -> Path:
-    return next(one for one in (path, *path.parents) if one.exists())
 
 
 def _rate_source(rate: float | None, rates: dict[str, float]) -> str:

@@ -72,7 +72,8 @@ def read_file(path: Path, *, name: str = "") -> Any:
             f"featstore convert {name or path}"
             if wanted
             else f"{path} is damaged, or no weights file that loads without running code in it. "
-            f"Fetch it again, or take out the tensors: featstore convert {name or path}"
+            f"Delete it, and fetch it again; or, if it is whole, take out the tensors: "
+            f"featstore convert {name or path}"
         ) from error
     except _DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

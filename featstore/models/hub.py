@@ -118,8 +118,7 @@ def _closed(arch: str) -> str:
     """
     if offline() or constants.HF_HUB_OFFLINE:
         return "nothing may be fetched"
-    known = timm.get_pretrained_cfg(arch)
-    if known is None or not known.hf_hub_id:
+    if not origin(arch).repository:
         return ""
     try:
         ask(constants.ENDPOINT, 0, timeout=_PATIENCE).close()
@@ -143,9 +142,6 @@ def _cache_alone() -> Iterator[None]:
 
 def _check_cached(arch: str) -> None:
     """Refuse a download that is not the hub's, of which offline mode would know nothing."""
-    known = timm.get_pretrained_cfg(arch)
-    if known is None or known.hf_hub_id or not known.url:
-        return
-    cached = _from_url(str(known.url))
-    if not cached.is_file():
-        raise OSError(f"no {cached}")
+    found = origin(arch)
+    if found.url and found.path is None:
+        raise OSError(f"no {_from_url(found.url)}")

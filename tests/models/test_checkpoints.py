@@ -195,7 +195,7 @@ def test_a_truncated_file_is_refused(kind, keep, state, tmp_path):
     path.write_bytes(whole[: keep if isinstance(keep, int) else int(keep * len(whole))])
     message = refusal(path)
     assert "is damaged, or no weights file" in message
-    assert "etch it again" in message
+    assert "Delete it, and fetch it again" in message
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])

@@ -11,6 +11,9 @@ from featstore.backend import Array
 N_TOP = 5
 """Categories kept for each row."""
 
+N_BINS = 15
+"""Bins of equal width by which calibration is measured."""
+
 _LOWEST = -1.7976931348623157e308  # the lowest float64: what stands in for a score of -inf
 
 
@@ -75,6 +78,23 @@ def top_k_accuracy(rank: np.ndarray, k: int) -> float:
     return float(np.mean(rank < k)) if len(rank) else float("nan")
 
 
+def own_score(scores: np.ndarray, labels: np.ndarray, metric: str) -> float:
+    """A dataset's own metric of scores (n, c), by which settings are chosen.
+
+    Parameters
+    ----------
+    labels : (n,) categories; or (n, c) of several labels a row, 1 where present, of which it is
+        the 11-point mean average precision whatever the metric
+    metric : `top1` or `mean_per_class`
+    """
+    if labels.ndim == 2:
+        return float(np.nanmean(interpolated_precision(scores, labels == 1)))
+    right = scores.argmax(axis=1) == labels
+    if metric == "mean_per_class":
+        return mean_per_class(right, labels, scores.shape[1])
+    return float(right.mean())
+
+
 def mean_per_class(correct: np.ndarray, labels: np.ndarray, n_categories: int) -> float:
     """Mean over categories of the share of their rows that are correct; NaN of no rows.
 
@@ -90,13 +110,12 @@ def mean_per_class(correct: np.ndarray, labels: np.ndarray, n_categories: int) -
     return float(np.mean(hits[present] / rows[present])) if present.any() else float("nan")
 
 
-def expected_calibration_error(
-    confidence: np.ndarray, correct: np.ndarray, bins: int = 15
-) -> float:
-    """Mean distance of accuracy from confidence over bins of equal width, weighted by their rows.
+def reliability_table(
+    confidence: np.ndarray, correct: np.ndarray, bins: int = N_BINS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows counted, and their confidence and accuracy averaged, in bins of equal width.
 
-    Source: Guo, Pleiss, Sun, Weinberger, *On Calibration of Modern Neural Networks* (ICML 2017),
-    eq. 3. Bin b holds confidences in (b / bins, (b + 1) / bins], the first also 0.
+    Bin b holds confidences in (b / bins, (b + 1) / bins], the first also 0.
 
     Parameters
     ----------
@@ -106,11 +125,104 @@ def expected_calibration_error(
 
     Returns
     -------
+    count : (bins,) int64 rows
+    mean_confidence, accuracy : (bins,) float64 means over them; NaN of none
+    """
+    place = np.searchsorted(np.linspace(0, 1, bins + 1), confidence, side="left") - 1
+    place = np.clip(place, 0, bins - 1)
+    count = np.bincount(place, minlength=bins)
+    some = np.where(count > 0, count, np.nan)
+    sums = [np.bincount(place, weights=one, minlength=bins) for one in (confidence, correct)]
+    return count, sums[0] / some, sums[1] / some
+
+
+def expected_calibration_error(
+    confidence: np.ndarray, correct: np.ndarray, bins: int = N_BINS
+) -> float:
+    """Mean distance of accuracy from confidence over bins of equal width, weighted by their rows.
+
+    Source: Guo, Pleiss, Sun, Weinberger, *On Calibration of Modern Neural Networks* (ICML 2017),
+    eq. 3.
+
+    Parameters
+    ----------
+    confidence, correct, bins : as for `reliability_table`
+
+    Returns
+    -------
     error : in 0..1; NaN of no rows
     """
     if len(confidence) == 0:
         return float("nan")
-    place = np.searchsorted(np.linspace(0, 1, bins + 1), confidence, side="left") - 1
-    place = np.clip(place, 0, bins - 1)
-    gap = np.asarray(correct, dtype=np.float64) - confidence
-    return float(np.sum(np.abs(np.bincount(place, weights=gap))) / len(confidence))
+    count, mean_confidence, accuracy = reliability_table(confidence, correct, bins)
+    return float(np.nansum(count * np.abs(accuracy - mean_confidence)) / len(confidence))
+
+
+def interpolated_precision(
+    scores: np.ndarray, present: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """11-point average precision of each category.
+
+    It is the mean over t = 0, 0.1, ..., 1 of the best precision at a recall of t or more; rows of
+    equal score enter together, and no precision is taken for granted before the first. Source:
+    Everingham, Van Gool, Williams, Winn, Zisserman, *The PASCAL Visual Object Classes (VOC)
+    Challenge* (2010), section 4.2.
+
+    Parameters
+    ----------
+    scores : (n, c) floating, larger is surer
+    present : (n, c) bool
+    weights : (..., n) how often each row counts, as in bootstrap draws; once by default
+
+    Returns
+    -------
+    precision : (..., c) in 0..1; NaN for a category that no row has
+    """
+    n, n_categories = scores.shape
+    weights = np.ones(n, np.int64) if weights is None else weights
+    found = np.full((*weights.shape[:-1], n_categories), np.nan)
+    for category in range(n_categories):
+        order = np.argsort(-scores[:, category], kind="stable")
+        ranked = scores[order, category]
+        ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
+        counted = weights[..., order]
+        hits = np.cumsum(counted * present[order, category], axis=-1)[..., ends]
+        rows = np.cumsum(counted, axis=-1)[..., ends]
+        precision = np.divide(hits, rows, out=np.zeros(hits.shape), where=rows > 0)
+        best = np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
+        total = hits[..., -1:]
+        levels = []
+        for tenth in range(11):  # in whole numbers, since 3/10 is not 0.3
+            at = np.sum(10 * hits < tenth * total, axis=-1, keepdims=True)
+            levels.append(np.take_along_axis(best, at, axis=-1)[..., 0])
+        found[..., category] = np.where(total[..., 0] > 0, np.mean(levels, axis=0), np.nan)
+    return found
+
+
+def bootstrap_precision(
+    scores: np.ndarray,
+    present: np.ndarray,
+    *,
+    resamples: int,
+    rng: np.random.Generator,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile interval of the mean 11-point average precision, over draws of rows.
+
+    Parameters
+    ----------
+    scores, present : as for `interpolated_precision`
+    resamples : draws of n rows with replacement
+
+    Returns
+    -------
+    low, high : in 0..1; a draw without any row of a category leaves that category out
+    """
+    n = len(scores)
+    means = []
+    for start in range(0, resamples, 50):  # 50 draws of 100,000 rows are 40 MB
+        draws = rng.multinomial(n, np.full(n, 1 / n), size=min(50, resamples - start))
+        means.append(np.nanmean(interpolated_precision(scores, present, draws), axis=-1))
+    ends = [0.5 - confidence / 2, 0.5 + confidence / 2]
+    low, high = np.quantile(np.concatenate(means), ends)
+    return float(low), float(high)

@@ -1,4 +1,4 @@
-"""Multinomial logistic regression: its loss over blocks of rows, and the fit of its optimum."""
+"""Logistic regression: its losses over blocks of rows, and the fit of its optimum."""
 
 from __future__ import annotations
 
@@ -41,6 +41,33 @@ def softmax_loss(weight: Array, features: Array, labels: Array, *, xp: Any) -> t
     target = xp.astype(labels[:, None] == categories[None, :], weight.dtype)
     loss = xp.sum(xp.log(total)) - xp.sum(logits * target)
     error = odds / total - target
+    return loss, xp.concat((features.T @ error, xp.sum(error, axis=0, keepdims=True)), axis=0)
+
+
+def sigmoid_loss(weight: Array, features: Array, present: Array, *, xp: Any) -> tuple[Array, Array]:
+    """Cross-entropy of one-vs-rest classifiers over one block of rows, with its gradient.
+
+    Summed over rows and categories, so that those of two blocks add up; each category's column of
+    the weight is a problem of its own.
+
+    Parameters
+    ----------
+    weight : (d+1, c) floating; its last row is the intercept
+    features : (n, d) same dtype as `weight`
+    present : (n, c) integer; 1 where the row has the category, anything else counts as absent
+    xp : array namespace the three arrays belong to
+
+    Returns
+    -------
+    loss : () ; gradient : (d+1, c), both in the dtype of `weight`
+    """
+    logits = features @ weight[:-1, :] + weight[-1:, :]
+    target = xp.astype(present == 1, weight.dtype)
+    small = xp.exp(-xp.abs(logits))  # never overflows
+    positive = xp.where(logits > 0, logits, xp.zeros_like(logits))
+    loss = xp.sum(positive - logits * target + xp.log1p(small))
+    share = xp.where(logits > 0, 1.0 / (1.0 + small), small / (1.0 + small))
+    error = share - target
     return loss, xp.concat((features.T @ error, xp.sum(error, axis=0, keepdims=True)), axis=0)
 
 

@@ -1,7 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    precision_recall_curve,
+    top_k_accuracy_score,
+)
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_calibration_error,
@@ -9,9 +13,12 @@ from torchmetrics.functional.classification import (
 
 from featstore.backend import to_host
 from featstore.kernels.metrics import (
+    bootstrap_precision,
     expected_calibration_error,
+    interpolated_precision,
     mean_per_class,
     outcomes,
+    reliability_table,
     top_k_accuracy,
 )
 
@@ -90,8 +97,76 @@ def test_bins_are_closed_above_and_the_first_holds_0():
     assert expected_calibration_error(confidence, correct, 2) == pytest.approx((0.5 + 0.8) / 4)
 
 
+@pytest.mark.parametrize("bins", [2, 15])
+def test_the_reliability_table_holds_each_row_in_the_bin_of_its_confidence(bins):
+    rng = np.random.default_rng(3)
+    confidence = np.concatenate([rng.uniform(0.3, 1, 200), [0.0, 1.0, 1 / bins]])
+    correct = rng.random(203) < confidence
+    edges = np.arange(bins + 1) / bins
+    count, mean, accuracy = reliability_table(confidence, correct, bins)
+    for b in range(bins):
+        above = (edges[b] < confidence) | ((confidence == 0) & (b == 0))
+        inside = above & (confidence <= edges[b + 1])
+        assert count[b] == inside.sum()
+        if inside.any():
+            assert mean[b] == pytest.approx(confidence[inside].mean())
+            assert accuracy[b] == pytest.approx(correct[inside].mean())
+        else:
+            assert np.isnan([mean[b], accuracy[b]]).all()
+    assert count.sum() == 203
+    assert bins == 2 or np.isnan(mean).any()
+
+
 def test_no_rows_have_no_metric():
     none = np.zeros(0, dtype=int)
     assert np.isnan(top_k_accuracy(none, 1))
     assert np.isnan(mean_per_class(none.astype(bool), none, 3))
     assert np.isnan(expected_calibration_error(none.astype(float), none.astype(bool)))
+
+
+def reference_precision(scores, present):
+    """The 11-point rule on scikit-learn's curve."""
+    precision, recall, _ = precision_recall_curve(present, scores)
+    precision, recall = precision[:-1], recall[:-1]  # its last point belongs to no row
+    # Its recalls are quotients that may fall a rounding short of t.
+    return np.mean([precision[recall >= t - 1e-9].max() for t in np.linspace(0, 1, 11)])
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_interpolated_precision_is_the_rule_on_scikit_learns_curve(ties):
+    rng = np.random.default_rng(0)
+    present = rng.random((60, 4)) < [0.1, 0.5, 0.9, 0.02]
+    present[0] = True
+    scores = present + rng.normal(size=(60, 4))
+    scores = np.round(scores) if ties else scores
+    expected = [reference_precision(scores[:, c], present[:, c]) for c in range(4)]
+    np.testing.assert_allclose(interpolated_precision(scores, present), expected)
+
+
+def test_weights_are_repeated_rows():
+    rng = np.random.default_rng(1)
+    present = rng.random((40, 3)) < 0.4
+    scores = rng.normal(size=(40, 3)).round(1)
+    counts = rng.integers(0, 4, size=(5, 40))
+    found = interpolated_precision(scores, present, counts)
+    for row, count in zip(found, counts, strict=True):
+        again = np.repeat(np.arange(40), count)
+        np.testing.assert_allclose(row, interpolated_precision(scores[again], present[again]))
+
+
+def test_a_category_that_no_row_has_has_no_precision():
+    present = np.array([[True, False], [False, False]])
+    found = interpolated_precision(np.ones((2, 2)), present)
+    assert found[0] == 0.5
+    assert np.isnan(found[1])
+
+
+def test_the_interval_of_mean_precision_is_that_of_a_plain_bootstrap():
+    rng = np.random.default_rng(2)
+    present = rng.random((200, 3)) < 0.3
+    scores = present + rng.normal(size=(200, 3))
+    low, high = bootstrap_precision(scores, present, resamples=400, rng=np.random.default_rng(0))
+    draws = rng.integers(0, 200, size=(400, 200))
+    means = [interpolated_precision(scores[d], present[d]).mean() for d in draws]
+    np.testing.assert_allclose([low, high], np.quantile(means, [0.025, 0.975]), atol=0.02)
+    assert low < interpolated_precision(scores, present).mean() < high

@@ -14,6 +14,7 @@ from featstore.kernels.softmax import (
     fit_logistic,
     fit_logistic_path,
     predict_log_proba,
+    sigmoid_loss,
     softmax_loss,
 )
 
@@ -196,3 +197,28 @@ def test_one_category_leaves_nothing_to_learn():
 def test_a_penalty_that_is_none_is_refused(penalty):
     with pytest.raises(ValueError, match="penalty must be above 0"):
         fit_logistic(lambda w: (0.0, w), n_features=2, n_categories=2, penalty=penalty)
+
+
+def test_one_against_the_rest_is_scikit_learns_loss_of_each_category(xp):
+    features, labels = problem(c=4)
+    rng = np.random.default_rng(3)
+    present = rng.integers(-1, 2, size=(len(labels), 4)).astype(np.int8)
+    weight = rng.normal(size=(13, 4)) / 2
+
+    def reference(flat):
+        odds = features @ flat.reshape(13, 4)[:-1] + flat.reshape(13, 4)[-1]
+        share = 1 / (1 + np.exp(-odds))
+        return sum(log_loss(present[:, c] == 1, share[:, c], normalize=False) for c in range(4))
+
+    loss, gradient = sigmoid_loss(*map(xp.asarray, (weight, features, present)), xp=xp)
+    assert float(loss) == pytest.approx(reference(weight.ravel()), rel=1e-9)
+    slope = approx_fprime(weight.ravel(), reference, 1e-6).reshape(13, 4)
+    np.testing.assert_allclose(to_host(gradient), slope, rtol=1e-3, atol=1e-3)
+
+
+def test_scores_however_large_overflow_nowhere(xp):
+    weight = xp.asarray(np.full((3, 2), 1e5))
+    features, present = xp.asarray(np.ones((4, 2))), xp.asarray(np.zeros((4, 2), np.int8))
+    loss, gradient = sigmoid_loss(weight, features, present, xp=xp)
+    assert float(loss) == pytest.approx(4 * 2 * 3e5)
+    assert np.isfinite(to_host(gradient)).all()

@@ -1,0 +1,286 @@
+"""Each score against its paper's formula, written out on the rows themselves."""
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal
+from sklearn.decomposition import PCA
+from sklearn.mixture import GaussianMixture
+
+from featstore.kernels import transferability as scores
+from featstore.kernels.ridge import gram_block, merge_grams
+
+
+def problem(n=90, d=6, c=4, seed=0):
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.arange(n) % c)
+    x = rng.normal(size=(c, d))[y] * 1.2 + rng.normal(size=(n, d)) * np.linspace(0.3, 2, d) + 1
+    return x, y
+
+
+def sums(x, y, xp, c=None, cut=40):
+    """Gram sums of two blocks, merged."""
+    c = int(y.max()) + 1 if c is None else c
+    a, b = (
+        gram_block(xp.asarray(x[part]), xp.asarray(y[part]), n_categories=c, xp=xp)
+        for part in (slice(None, cut), slice(cut, None))
+    )
+    return merge_grams(a, b)
+
+
+@pytest.mark.parametrize("shape", [(90, 6), (30, 45)])
+def test_logme_is_the_largest_evidence_that_an_optimiser_finds(xp, shape):
+    x, y = problem(*shape)
+    n = len(x)
+
+    def best(target):
+        def loss(logs):
+            a, b = np.exp(logs)
+            cov = x @ x.T / a + np.eye(n) / b
+            return -multivariate_normal.logpdf(target, np.zeros(n), cov)
+
+        starts = ([0.0, 0.0], [2.0, 2.0], [-2.0, 3.0])
+        return max(-minimize(loss, s, method="Nelder-Mead").fun for s in starts)
+
+    expected = np.mean([best(np.asarray(y == c, float)) / n for c in range(4)])
+    assert scores.log_evidence(sums(x, y, xp, cut=13), xp=xp) == pytest.approx(expected, abs=1e-4)
+
+
+def algorithm_1(x, y):
+    """LogME as it is published, by singular values of the rows; None where it does not converge."""
+    (n, d), found = x.shape, []
+    u, singular, _ = np.linalg.svd(x, full_matrices=False)
+    s = singular**2
+    for category in np.unique(y):
+        target = np.asarray(y == category, float)
+        z = (u.T @ target) ** 2
+        rest, a, b = max(target @ target - z.sum(), 0), 1.0, 1.0
+        for _ in range(3000):
+            ratio = a / b
+            gamma = np.sum(s / (s + ratio))
+            m2 = np.sum(s * z / (s + ratio) ** 2)
+            res2 = np.sum(z * (ratio / (s + ratio)) ** 2) + rest
+            if not 1e-9 < ratio < 1e9 or n - gamma < 1e-9:  # only digits of rounding are left
+                return None
+            a, b = gamma / m2, (n - gamma) / res2
+            if abs(a / b - ratio) < 1e-10 * ratio:
+                break
+        else:
+            return None
+        logdet = np.sum(np.log(a + b * s)) + (d - len(s)) * np.log(a)
+        found.append((d * np.log(a) + n * np.log(b) - logdet - b * res2 - a * m2) / (2 * n))
+    return np.mean(found) - np.log(2 * np.pi) / 2
+
+
+def best_of_all_ratios(x, y):
+    """Largest evidence by brute force over a / b, each with the best b, averaged."""
+    n, (k, u) = len(x), np.linalg.eigh(x @ x.T)
+    ratio = k.max() * np.geomspace(1e-22, 1e22, 4001)[:, None]
+    found = []
+    for category in np.unique(y):
+        z = (u.T @ (y == category)) ** 2
+        b = n / np.sum(z * ratio / (np.maximum(k, 0) + ratio), axis=1)
+        logs = n * np.log(b) - np.sum(np.log1p(np.maximum(k, 0) / ratio), axis=1)
+        found.append(np.max(logs - n - n * np.log(2 * np.pi)) / (2 * n))
+    return np.mean(found)
+
+
+SMALL = [(6, 6, 2), (6, 12, 3), (8, 8, 2), (10, 30, 2), (5, 4, 2), (9, 9, 3), (6, 3, 2), (4, 40, 2)]
+
+
+@pytest.mark.parametrize("shape", SMALL)
+def test_logme_of_few_rows_is_finite_and_that_of_its_algorithm_where_it_converges(shape):
+    import array_api_compat.numpy as xp
+
+    n, d, c = shape
+    compared = 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        y = rng.permutation(np.arange(n) % c)
+        x = rng.normal(size=(n, d)) + rng.choice([0, 1, 5]) * rng.normal(size=(c, d))[y]
+        found = scores.log_evidence(sums(x, y, xp, c, cut=3), xp=xp)
+        assert np.isfinite(found)
+        assert found < best_of_all_ratios(x, y) + 1e-4  # the grid is that coarse
+        expected = algorithm_1(x, y)
+        if expected is not None:
+            assert found == pytest.approx(expected, abs=1e-6)
+            compared += 1
+    assert compared or d > n
+
+
+@pytest.mark.parametrize("apart", [5, 0])
+def test_logme_has_its_limit_where_the_best_ratio_is_none_or_all(xp, apart):
+    rng = np.random.default_rng(1)
+    y = np.arange(6) % 2
+    x = rng.normal(size=(6, 12)) + apart * rng.normal(size=(2, 12))[y]
+    if not apart:  # each category has the mean 0: features tell nothing of it
+        x = x - np.stack([x[y == k].mean(axis=0) for k in range(2)])[y]
+    assert algorithm_1(x, y) is None
+    found = scores.log_evidence(sums(x, y, xp, cut=3), xp=xp)
+    assert found == pytest.approx(best_of_all_ratios(x, y), abs=1e-9)
+
+
+def test_logme_of_features_that_are_the_categories_is_finite_and_beyond_any_noisy_ones(xp):
+    y = np.arange(12) % 3
+    x = np.eye(3)[y]
+    noisy = x + np.random.default_rng(0).normal(size=x.shape) * 1e-5
+    turned = x @ np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
+    first, second, third = (
+        scores.log_evidence(sums(one, y, xp, cut=5), xp=xp) for one in (x, turned, noisy)
+    )
+    assert np.isfinite(first)
+    assert first == pytest.approx(second, abs=1e-9)  # not what rounding happens to leave
+    assert first > third + 1
+    nothing = scores.log_evidence(sums(np.zeros((12, 2)), y, xp, cut=5), xp=xp)
+    assert nothing == pytest.approx((np.log(3) - 1 - np.log(2 * np.pi)) / 2)
+
+
+def test_h_score_is_its_definition(xp):
+    x, y = problem()
+    means = np.stack([x[y == c].mean(axis=0) for c in range(4)])[y]
+    expected = np.trace(np.linalg.pinv(np.cov(x.T, ddof=0)) @ np.cov(means.T, ddof=0))
+    assert scores.h_score(sums(x, y, xp), xp=xp) == pytest.approx(expected)
+
+
+def test_h_score_of_features_with_a_constant_column_is_that_without_it(xp):
+    x, y = problem()
+    wide = np.hstack([x, np.full((len(x), 1), 3.0), x[:, :1]])
+    assert scores.h_score(sums(wide, y, xp), xp=xp) == pytest.approx(
+        scores.h_score(sums(x, y, xp), xp=xp)
+    )
+
+
+def test_label_alignment_is_linear_cka_of_the_kernels(xp):
+    x, y = problem()
+    centre = np.eye(len(x)) - 1 / len(x)
+    k, t = (centre @ (a @ a.T) @ centre for a in (x, np.eye(4)[y]))
+    expected = np.sum(k * t) / np.linalg.norm(k) / np.linalg.norm(t)
+    assert scores.label_alignment(sums(x, y, xp), xp=xp) == pytest.approx(expected)
+
+
+def test_rankme_is_the_entropy_of_singular_values(xp):
+    x, y = problem()
+    singular = np.linalg.svd(x, compute_uv=False)
+    share = singular / singular.sum() + 1e-7
+    expected = np.exp(-np.sum(share * np.log(share)))
+    assert scores.rank_me(sums(x, y, xp), xp=xp) == pytest.approx(expected)
+
+
+def test_rankme_counts_directions_of_equal_strength(xp):
+    x = np.vstack([np.eye(5)] * 8)
+    assert scores.rank_me(sums(x, np.arange(40) % 2, xp, cut=7), xp=xp) == pytest.approx(5, 1e-4)
+
+
+def test_participation_ratio_is_that_of_the_covariance(xp):
+    x, y = problem()
+    values = np.linalg.eigvalsh(np.cov(x.T))
+    expected = values.sum() ** 2 / np.square(values).sum()
+    assert scores.participation_ratio(sums(x, y, xp), xp=xp) == pytest.approx(expected)
+
+
+def test_spectral_decay_finds_the_power_that_was_put_in(xp):
+    rng = np.random.default_rng(0)
+    turned, _ = np.linalg.qr(rng.normal(size=(120, 120)))
+    basis, _ = np.linalg.qr(rng.normal(size=(400, 120)))
+    basis -= basis.mean(axis=0)
+    basis, _ = np.linalg.qr(basis)
+    x = basis * np.arange(1, 121) ** -0.65 @ turned  # variances fall as i^-1.3
+    found = scores.spectral_decay(sums(x, np.arange(400) % 2, xp), first=11, last=100, xp=xp)
+    assert found == pytest.approx(1.3, abs=1e-6)
+
+
+@pytest.mark.parametrize(("width", "first", "last"), [(12, 2, 9), (9, 3, 40), (7, 1, 7)])
+def test_spectral_decay_is_least_squares_of_logarithms(xp, width, first, last):
+    x, y = problem(n=50, d=width, seed=width)
+    values = np.sort(np.linalg.eigvalsh(np.cov(x.T)))[::-1]
+    points = [(np.log(i), np.log(values[i - 1])) for i in range(first, min(last, width) + 1)]
+    u, v = np.transpose(points)
+    slope = np.sum((u - u.mean()) * (v - v.mean())) / np.sum((u - u.mean()) ** 2)
+    found = scores.spectral_decay(sums(x, y, xp), first=first, last=last, xp=xp)
+    assert found == pytest.approx(-slope)
+
+
+def test_spectral_decay_of_too_few_directions_is_refused(xp):
+    x, y = problem()
+    with pytest.raises(ValueError, match=r"eigenvalues 11\.\.13 or more, and 6 are above"):
+        scores.spectral_decay(sums(x, y, xp), first=11, last=100, xp=xp)
+
+
+@pytest.mark.parametrize("shape", [(90, 6), (40, 60)])
+def test_transrate_is_its_algorithm(shape):
+    x, y = problem(*shape)
+    z = x - x.mean(axis=0)
+
+    def rate(rows):
+        n, d = rows.shape
+        return np.linalg.slogdet(np.eye(d) + rows.T @ rows / (n * 1e-4))[1] / 2
+
+    expected = rate(z) - sum(rate(z[y == c]) for c in range(4)) / 4
+    assert scores.coding_gain(x, y) == pytest.approx(expected)
+
+
+def test_gbc_is_a_sum_over_pairs_of_spheres():
+    x, y = problem(d=9)
+    z = PCA(5).fit_transform(x)
+    expected = 0.0
+    for i in range(4):
+        for j in range(4):
+            if i != j:
+                a, b = z[y == i], z[y == j]
+                va, vb = a.var(axis=0).mean() * np.eye(5), b.var(axis=0).mean() * np.eye(5)
+                v, gap = (va + vb) / 2, a.mean(axis=0) - b.mean(axis=0)
+                far = gap @ np.linalg.inv(v) @ gap / 8
+                far += np.log(np.linalg.det(v) / np.sqrt(np.linalg.det(va) * np.linalg.det(vb))) / 2
+                expected -= np.exp(-far)
+    assert scores.bhattacharyya_overlap(x, y, width=5) == pytest.approx(expected)
+
+
+def test_nleep_is_leep_of_the_mixtures_posterior():
+    x, y = problem(n=120, d=8, c=3)
+    whole = PCA().fit(x)
+    kept = int(np.searchsorted(np.cumsum(whole.explained_variance_ratio_), 0.8)) + 1
+    z = PCA(kept).fit_transform(x)
+    # The sign of a component is arbitrary, and the mixture's start depends on it.
+    own = scores._principal(x, 8, 0.8)
+    assert own.shape == z.shape
+    np.testing.assert_allclose(np.abs(own), np.abs(z), atol=1e-9)
+    mixture = GaussianMixture(15, covariance_type="diag", random_state=0).fit(own / own.std())
+    log_weights = mixture._estimate_weighted_log_prob(own / own.std())
+    posterior = np.exp(log_weights - logsumexp(log_weights, axis=1, keepdims=True))
+    total = 0.0
+    for row, label in zip(posterior, y, strict=True):
+        likelihood = 0.0
+        for component in range(15):
+            joint = posterior[y == label, component].sum() / len(y)
+            marginal = posterior[:, component].sum() / len(y)
+            likelihood += joint / marginal * row[component]
+        total += np.log(likelihood)
+    found = scores.mixture_leep(x, y, n_categories=3)
+    assert found == pytest.approx(total / len(y))
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda x, y, xp: scores.log_evidence(sums(x, y, xp, 4), xp=xp),
+        lambda x, y, xp: scores.h_score(sums(x, y, xp, 4), xp=xp),
+        lambda x, y, xp: scores.label_alignment(sums(x, y, xp, 4), xp=xp),
+        lambda x, y, xp: scores.coding_gain(x, y),
+        lambda x, y, xp: scores.bhattacharyya_overlap(x, y),
+        lambda x, y, xp: scores.mixture_leep(x, y, n_categories=4),
+    ],
+    ids=["logme", "hscore", "label_cka", "transrate", "gbc", "nleep"],
+)
+def test_labels_that_fit_score_higher_than_shuffled_ones(score):
+    import array_api_compat.numpy as xp
+
+    x, y = problem(n=200)
+    shuffled = np.random.default_rng(1).permutation(y)
+    assert score(x, y, xp) > score(x, shuffled, xp)
+
+
+def test_a_category_without_rows_changes_nothing(xp):
+    x, y = problem()
+    for score in (scores.log_evidence, scores.h_score, scores.label_alignment):
+        assert score(sums(x, y, xp, c=6), xp=xp) == pytest.approx(score(sums(x, y, xp), xp=xp))

@@ -9,22 +9,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers and editors see
+    from featstore import datasets, finetuning, models, probes
+    from featstore.analysis.batchnorm import backbone_bn, head_bn
+    from featstore.analysis.calibration import calibration_errors
+    from featstore.analysis.compare import compare_protocols
     from featstore.analysis.correlate import correlate_domains, correlate_protocols
-    from featstore.analysis.plots import correlation_map, heat_map, scatter, scatter_grid
+    from featstore.analysis.plots import (
+        correlation_map,
+        heat_map,
+        reliability,
+        scatter,
+        scatter_grid,
+    )
+    from featstore.analysis.predict import predictors
     from featstore.analysis.rank import rank_models
     from featstore.analysis.report import report
+    from featstore.analysis.similarity import bn_displacement, similarity_map
+    from featstore.comparison import similarity
     from featstore.datasets import load_dataset
     from featstore.errors import FeatStoreError
     from featstore.extraction import extract
+    from featstore.finetuning import finetune
     from featstore.keys import BNMode, FeatureKey, Recipe
     from featstore.models import create_backbone, load_model
     from featstore.probes import score
-    from featstore.results import open_results
+    from featstore.results import open_results, open_similarity, per_class_accuracy
     from featstore.store import Store
     from featstore.sweep import probe
     from featstore.transfer import export_features, import_features, merge_store
 
 __version__ = "0.1.0"
+
+_MODULES = ("datasets", "finetuning", "models", "probes")  # for their `expand` and catalogues
 
 _HOMES = {
     "BNMode": "featstore.keys",
@@ -32,24 +48,36 @@ _HOMES = {
     "FeatureKey": "featstore.keys",
     "Recipe": "featstore.keys",
     "Store": "featstore.store",
+    "backbone_bn": "featstore.analysis.batchnorm",
+    "bn_displacement": "featstore.analysis.similarity",
+    "calibration_errors": "featstore.analysis.calibration",
+    "compare_protocols": "featstore.analysis.compare",
     "correlate_domains": "featstore.analysis.correlate",
     "correlate_protocols": "featstore.analysis.correlate",
     "correlation_map": "featstore.analysis.plots",
     "create_backbone": "featstore.models",
     "export_features": "featstore.transfer",
     "extract": "featstore.extraction",
+    "finetune": "featstore.finetuning",
+    "head_bn": "featstore.analysis.batchnorm",
     "heat_map": "featstore.analysis.plots",
     "import_features": "featstore.transfer",
     "load_dataset": "featstore.datasets",
     "load_model": "featstore.models",
     "merge_store": "featstore.transfer",
     "open_results": "featstore.results",
+    "open_similarity": "featstore.results",
+    "per_class_accuracy": "featstore.results",
+    "predictors": "featstore.analysis.predict",
     "probe": "featstore.sweep",
     "rank_models": "featstore.analysis.rank",
+    "reliability": "featstore.analysis.plots",
     "report": "featstore.analysis.report",
     "scatter": "featstore.analysis.plots",
     "scatter_grid": "featstore.analysis.plots",
     "score": "featstore.probes",
+    "similarity": "featstore.comparison",
+    "similarity_map": "featstore.analysis.similarity",
 }
 
 __all__ = [
@@ -58,28 +86,46 @@ __all__ = [
     "FeatureKey",
     "Recipe",
     "Store",
+    "backbone_bn",
+    "bn_displacement",
+    "calibration_errors",
+    "compare_protocols",
     "correlate_domains",
     "correlate_protocols",
     "correlation_map",
     "create_backbone",
+    "datasets",
     "export_features",
     "extract",
+    "finetune",
+    "finetuning",
+    "head_bn",
     "heat_map",
     "import_features",
     "load_dataset",
     "load_model",
     "merge_store",
+    "models",
     "open_results",
+    "open_similarity",
+    "per_class_accuracy",
+    "predictors",
     "probe",
+    "probes",
     "rank_models",
+    "reliability",
     "report",
     "scatter",
     "scatter_grid",
     "score",
+    "similarity",
+    "similarity_map",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"featstore.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'featstore' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOMES[name]), name)

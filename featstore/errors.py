@@ -47,6 +47,10 @@ class NotApplicableError(ProbeError):
     """A protocol asks for more than these features have, such as more neighbours than rows."""
 
 
+class DivergedError(FeatStoreError):
+    """The loss of a training is no finite number."""
+
+
 class CatalogueError(FeatStoreError):
     """The user's own catalogue cannot be understood."""
 

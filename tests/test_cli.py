@@ -142,6 +142,12 @@ def refused(found, status, *parts):
         (["extract", "-m", "tiny", "-d", "digit"], ["unknown dataset 'digit'", "mean digits"]),
         (["extract", "-m", "tiny", "-d", "digits", "--split", "training"], ["no split 'training'"]),
         (["extract", "-m", "tiny", "-d", "digits", "--dtype", "int8"], ["dtype must be"]),
+        (["probe", "-p", "finetune-marks+epochs=5"],
+         ["featstore finetune -p finetune-marks+epochs=5 -m MODEL -d DATASET"]),
+        (["finetune", "-m", "tiny-vit-simclr", "-d", "digits", "-p", "knn-marks+k=5"],
+         ["answered off the store", "featstore probe -p knn-marks+k=5"]),
+        (["finetune", "-m", "tiny-vit-simclr", "-d", "digits", "-p", "core"],
+         ["featstore probe -p core"]),
         (["probe", "-p", "knn-mark"], ["unknown protocol 'knn-mark'", "Did you mean knn-marks"]),
         (["protocols", "logregg"], ["unknown protocol", "logreg"]),
         (["models", "tiny-vit"], ["unknown model"]),
@@ -155,7 +161,7 @@ def refused(found, status, *parts):
         (["probe", "-p", "knn-marks+metric=x"], ["metric must be one of"]),
         (["probe", "-p", "ridge+normalisation=bn"], ["normalisation must be one of"]),
         (["probe", "-p", "logreg+held_out=0.9"], ["held_out must lie in"]),
-        (["probe", "-p", "linear-marks-1view+epochs=0"], ["epochs and batch_size"]),
+        (["probe", "-p", "linear-marks-1view+epochs=0"], ["epochs, batch_size and hidden"]),
     ],
 )  # fmt: skip
 def test_wrong_words_are_refused_with_status_2(run, arguments, parts):

@@ -14,7 +14,9 @@ LAYERS = [
     {"models", "datasets", "probes"},
     {"extraction", "analysis", "transfer"},
     {"sweep", "plan"},
+    {"finetuning", "comparison"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted((ROOT / "featstore").rglob("*.py"))

@@ -1,5 +1,6 @@
 """Records and the Dataset they make, against the numbers that were recorded."""
 
+import json
 import multiprocessing
 import subprocess
 import sys
@@ -8,9 +9,13 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import xarray as xr
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 import featstore
+from featstore import finetuning, probes
+from featstore.backend import namespace
 from featstore.errors import CorruptStoreError, FeatStoreError, StoreMismatchError
 from featstore.results import (
     Cell,
@@ -33,7 +38,8 @@ def facts(value, *, metric="top1", bn_free=False, source="photos", transductive=
             "ece": {"value": 0.05, "low": None, "high": None},
         },
         "n_train": 40, "n_test": 20, "n_skipped": 1, "n_categories": 3, "seconds": 0.5,
-        "certificate": {"C": 1.0}, "settings": {"kind": "knn", "k": 20},
+        "certificate": {"C": 1.0}, "settings": {"kind": "knn", "k": 20, "scale": "share"},
+        "headline": metric,
         "transductive": transductive,
         "model_info": {"backbone": "resnet", "family": "contrastive", "method": "simclr",
                        "stage": "late", "lineage": "run1", "pretraining": ["digits"],
@@ -50,7 +56,8 @@ def outcomes():
 def put(root, value, *, model="m", dataset="d", bn_mode="eval", protocol="knn-marks", seed=0,
         digest="a" * 64, **more):  # fmt: skip
     cell = Cell(model, dataset, bn_mode, protocol, seed, digest)
-    record(root, cell, facts(value, **more), outcomes())
+    splits = {"splits": {"train": digest, "test": digest}}
+    record(root, cell, facts(value, **more) | splits, outcomes())
     return cell
 
 
@@ -105,13 +112,312 @@ def test_transductive_cells_are_marked(tmp_path):
     assert not bool(found.sel(protocol="knn-marks"))
 
 
+def test_what_is_transductive_by_its_protocol_is_so_in_every_mode_that_shows_it(tmp_path):
+    own = {"transductive": True, "protocol": "knn-marks-zscore-own"}
+    put(tmp_path / "r", 0.5, model="vit", bn_free=True, **own)
+    put(tmp_path / "r", 0.5, model="resnet", bn_mode="batch", transductive=True)
+    put(tmp_path / "r", 0.5, model="resnet", bn_mode="adapt")
+    found = featstore.open_results(tmp_path / "r").transductive
+    assert found.sel(protocol="knn-marks-zscore-own").values.tolist() == [True, True, True]
+    assert found.sel(protocol="knn-marks").values.tolist() == [False, True, False]
+    assert found.bn_mode.values.tolist() == ["eval", "batch", "adapt"]
+
+
+def test_what_is_transductive_by_its_bn_mode_is_so_in_no_other_that_shows_it(tmp_path):
+    put(tmp_path / "r", 0.5, model="vit", bn_free=True, bn_mode="batch", transductive=True)
+    put(tmp_path / "r", 0.5, model="resnet")
+    found = featstore.open_results(tmp_path / "r").isel(dataset=0, protocol=0)
+    assert found.bn_mode.values.tolist() == ["eval", "batch"]
+    assert found.score.sel(model="vit").values.tolist() == [0.5, 0.5]
+    assert found.transductive.values.tolist() == [False, True]
+
+
+def test_what_is_transductive_by_itself_is_so_everywhere_though_recorded_in_batch(tmp_path):
+    changed = [
+        *("fewshot-5shot-ericsson+normalisation=zscore", "logreg+normalisation=zscore"),
+        *("logreg+normalisation=zscore-own", "fewshot-5shot-ericsson+normalisation=zscore-own"),
+    ]
+    named = probes.PROTOCOLS | {name: probes.get(name) for name in changed}
+    for name, protocol in named.items():
+        cell = Cell("vit", "d", "batch", name, 0, "a" * 64)
+        more = {"splits": {}, "settings": protocol.settings()}
+        record(tmp_path / "r", cell, facts(0.5, bn_free=True, transductive=True) | more, outcomes())
+    put(tmp_path / "r", 0.5, model="resnet")
+    found = featstore.open_results(tmp_path / "r").transductive
+    assert found.sel(bn_mode="batch").all()
+    for name, protocol in named.items():
+        assert bool(found.sel(bn_mode="eval", protocol=name)) == protocol.transductive, name
+
+
+def test_protocols_say_whether_scored_images_are_looked_at_together():
+    named = probes.PROTOCOLS | finetuning.PROTOCOLS
+    together = {name for name, protocol in named.items() if protocol.transductive}
+    assert together == {"knn-marks-zscore-own", "kmeans"}
+    for name, transductive in (
+        ("fewshot-5shot-ericsson+normalisation=zscore", True),  # scores images of train as well
+        ("fewshot-5shot-ericsson+normalisation=zscore-own", True),
+        ("fewshot-5shot-ericsson+normalisation=l2", False),
+        ("logreg+normalisation=zscore", False),
+        ("logreg+normalisation=zscore-own", True),
+    ):
+        assert probes.get(name).transductive == transductive
+
+
+def test_protocols_that_differ_in_one_setting_alone_are_told_by_it(tmp_path):
+    named = {**probes.PROTOCOLS, **finetuning.PROTOCOLS}
+    changed = ("logreg+normalisation=zscore", "knn-dino-k20+k=10", "fewshot-5shot-ericsson")
+    named |= {name: probes.get(name) for name in changed}
+    for name, protocol in named.items():
+        cell = Cell("m", "d", "eval", name, 0, "a" * 64)
+        more = {"splits": {}, "settings": protocol.settings()}
+        record(tmp_path / "r", cell, facts(0.5) | more, outcomes())
+    found = featstore.open_results(tmp_path / "r")
+    assert found["normalisation"].sel(protocol="linear-marks-1view-bn") == "bn"
+    assert found["backbone_bn"].sel(protocol="linear-marks-literal") == "train"
+    assert found["backbone_bn"].sel(protocol="logreg") == ""
+
+    def twins(setting):
+        groups = {}
+        for name in found["protocol"].values:
+            key = str(found[f"without_{setting}"].sel(protocol=name).values)
+            groups.setdefault(key, set()).add(str(name))
+        return [group for group in groups.values() if len(group) > 1]
+
+    knn = {"knn-marks", "knn-marks-zscore", "knn-marks-zscore-own"}
+    expected = [knn, {"logreg", "logreg+normalisation=zscore"}]
+    expected += [{"knn-dino-k10", "knn-dino-k20+k=10"}]  # the same by another name
+    with_bn = [name for name in named if f"{name}-bn" in named]
+    expected += [{name, f"{name}-bn"} for name in with_bn]
+    assert sorted(map(sorted, twins("normalisation"))) == sorted(map(sorted, expected))
+    heads = ("", "-bn", "-mlp", "-mlp-bn")
+    expected = [{f"linear-marks{e}", f"linear-marks-literal{e}"} for e in heads]
+    found_twins = [one for one in twins("backbone_bn") if "knn-dino-k10" not in one]
+    assert sorted(map(sorted, found_twins)) == sorted(map(sorted, expected))
+
+
+def measured(name, seed):
+    """A protocol on clusters that overlap, four categories, another number of test rows by seed."""
+    rng = np.random.default_rng(seed)
+    parts = []
+    for n in (80, 90 + 30 * seed):
+        labels = rng.integers(0, 4, n)
+        parts += [rng.normal(size=(n, 5)) + 0.8 * np.eye(4, 5)[labels], labels]
+    train, test = (probes.Data.of_arrays(*parts[i : i + 2]) for i in (0, 2))
+    task = probes.Task(train, test, 4, seed, namespace("cpu"))
+    return probes.measure(probes.get(name), task)
+
+
+def put_measured(root, name, seed=0, *, model="m", forget=False):
+    """Record what a protocol found; without its reliability, as records were before."""
+    found = measured(name, seed)
+    if forget:
+        del found.certificate["reliability"]
+    cell = Cell(model, "d", "eval", name, seed, "a" * 64)
+    made = {"metrics": found.metrics, "certificate": found.certificate, "splits": {}}
+    made["n_categories"] = 4
+    record(root, cell, facts(0.5) | made, found.outcomes)
+    return found
+
+
+def of_bins(cell):
+    """Calibration error by the table of bins."""
+    count, confidence, accuracy = (
+        cell[f"reliability_{name}"].values for name in ("count", "confidence", "accuracy")
+    )
+    some = count > 0
+    return np.sum(count[some] * abs(accuracy - confidence)[some]) / count.sum()
+
+
+def error_of(*found):
+    """Calibration error of rows by torchmetrics; all four categories are among the top five."""
+    top = np.concatenate([one.outcomes["top5"] for one in found]).astype(np.int64)
+    score = np.concatenate([one.outcomes["top5_score"] for one in found])
+    share = np.zeros(top.shape)
+    np.put_along_axis(share, top, np.exp(score.astype(np.float64)), axis=1)
+    labels = np.concatenate([one.outcomes["label"] for one in found])
+    tensors = torch.from_numpy(share), torch.from_numpy(labels)
+    return float(multiclass_calibration_error(*tensors, num_classes=4, n_bins=15, norm="l1"))
+
+
+@pytest.mark.parametrize("name", ["logreg", "knn-marks", "lda"])
+def test_the_table_of_bins_gives_the_calibration_error(tmp_path, name):
+    found = put_measured(tmp_path / "r", name)
+    cell = featstore.open_results(tmp_path / "r").sel(model="m", dataset="d", protocol=name)
+    cell = cell.sel(bn_mode="eval")
+    assert of_bins(cell) == pytest.approx(float(cell["ece"]), abs=1e-12)
+    assert of_bins(cell) == pytest.approx(error_of(found), abs=1e-6)
+    assert cell["reliability_count"].sum() == 90
+    assert cell["bin_low"].values.tolist() == [i / 15 for i in range(15)]
+    empty = cell["reliability_count"].values == 0
+    assert empty.any()
+    assert cell["reliability_accuracy"].isnull().values.tolist() == empty.tolist()
+    inside = cell["reliability_confidence"].values[~empty]
+    assert (cell["bin_low"].values[~empty] < inside).all()
+    assert (inside <= cell["bin_high"].values[~empty]).all()
+
+
+def test_calibration_after_scaling_by_scored_images_is_marked_wherever_it_goes(tmp_path):
+    put_measured(tmp_path / "r", "logreg")
+    found = featstore.open_results(tmp_path / "r")
+    refresh(tmp_path / "r")
+    for one in (found, xr.open_zarr(tmp_path / "r.zarr")):
+        for end in ("", "_low", "_high"):
+            assert one[f"ece_scaled{end}"].attrs == {"transductive": 1}
+        assert not one["transductive"].any()
+        assert one["ece_scaled_val"].attrs == one["ece"].attrs == {}
+
+
+def test_bins_of_several_seeds_are_those_of_all_their_images(tmp_path):
+    found = [put_measured(tmp_path / "r", "logreg", seed) for seed in (0, 1, 2)]
+    cell = featstore.open_results(tmp_path / "r").squeeze()
+    assert of_bins(cell) == pytest.approx(error_of(*found), abs=1e-6)
+    assert of_bins(cell) != pytest.approx(float(cell["ece"]), abs=1e-3)  # a mean of three
+    kept = featstore.open_results(tmp_path / "r", seeds=True).squeeze()
+    for seed in (0, 1, 2):
+        one = kept.sel(seed=seed)
+        assert of_bins(one) == pytest.approx(error_of(found[seed]), abs=1e-6)
+    assert cell["reliability_count"].sum() == pytest.approx(120)  # the mean of 90, 120, 150
+
+
+def test_records_from_before_bins_were_kept_open_beside_others(tmp_path):
+    put_measured(tmp_path / "r", "logreg", model="old", forget=True)
+    assert "bin" not in featstore.open_results(tmp_path / "r").dims
+    put_measured(tmp_path / "r", "logreg", model="new")
+    put_measured(tmp_path / "r", "ncm", model="new")
+    found = featstore.open_results(tmp_path / "r").squeeze()
+    assert found["reliability_count"].sel(model="old").isnull().all()
+    assert found["reliability_count"].sel(model="new", protocol="ncm").isnull().all()
+    assert found["reliability_count"].sel(model="new", protocol="logreg").notnull().all()
+    assert float(found["ece"].sel(model="old", protocol="logreg")) > 0
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_tables_say_in_its_name_what_is_transductive_in_every_cell(tmp_path, form):
+    found, out = put_measured(tmp_path / "r", "logreg"), tmp_path / f"out.{form}"
+    export(featstore.open_results(tmp_path / "r"), out)
+    table = (pd.read_csv if form == "csv" else pd.read_parquet)(out)
+    assert not table["transductive"].any()
+    assert {one for one in table.columns if one.startswith("ece_scaled") and "val" not in one} == {
+        f"ece_scaled{end}_transductive" for end in ("", "_low", "_high")
+    }
+    value = table["ece_scaled_transductive"].item()
+    assert value == pytest.approx(found.metrics["ece_scaled"]["value"])
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "nc", "zarr"])
+def test_tables_leave_bins_out_and_other_files_keep_them(tmp_path, form):
+    put_measured(tmp_path / "r", "logreg")
+    put_measured(tmp_path / "r", "ncm")
+    results, out = featstore.open_results(tmp_path / "r"), tmp_path / f"out.{form}"
+    if form in ("csv", "parquet"):
+        export(results, out)
+        table = (pd.read_csv if form == "csv" else pd.read_parquet)(out)
+        assert len(table) == 2
+        assert not [name for name in table.columns if "reliability" in name or "bin" in name]
+        return
+    if form == "nc":
+        export(results, out)
+        opened = xr.open_dataset(out, engine="h5netcdf")
+    else:
+        opened = xr.open_zarr(refresh(tmp_path / "r"))
+    with opened:
+        found = opened.load()
+    for name in ("reliability_count", "reliability_accuracy", "bin_high"):
+        np.testing.assert_array_equal(found[name].values, results[name].values)
+
+
+def put_classes(root, right, labels, *, model="m", bn_mode="eval", seed=0, **more):
+    """A record of test images by their label and whether they were right; six categories."""
+    kept = {
+        "label": np.array(labels),
+        "rank": np.where(right, 0, 2),
+        "index": np.arange(len(right)),
+    }
+    cell = Cell(model, "d", bn_mode, "logreg", seed, "a" * 64)
+    record(root, cell, facts(0.5, **more) | {"splits": {}, "n_categories": 6}, kept)
+
+
+def test_accuracies_of_categories_are_those_of_their_images(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.choice([0, 1, 3, 4], 50)
+    right = {name: rng.random(50) < 0.6 for name in ("a", "b", "vit")}
+    put_classes(tmp_path / "r", right["a"], labels, model="a")
+    put_classes(tmp_path / "r", right["b"][:40], labels[:40], model="b")  # ten were unreadable
+    put_classes(tmp_path / "r", right["vit"], labels, model="vit", bn_free=True)
+    put_classes(tmp_path / "r", ~right["a"], labels, model="a", bn_mode="adapt")
+    put_classes(tmp_path / "r", ~right["a"], labels, model="a", seed=1)
+    options = {"dataset": "d", "protocol": "logreg"}
+    found = featstore.per_class_accuracy(tmp_path / "r", **options)
+    assert found.dims == ("model", "category")
+    assert found["model"].values.tolist() == ["a", "b", "vit"]
+    assert found["category"].values.tolist() == list(range(6))
+    assert found["n"].values.tolist() == [int((labels == c).sum()) for c in range(6)]
+    for model, hits in right.items():
+        size = 40 if model == "b" else 50
+        for category in range(6):
+            own = hits[:size][labels[:size] == category]
+            value = found.sel(model=model, category=category)
+            assert value == (own.mean() if own.size else pytest.approx(np.nan, nan_ok=True))
+    adapted = featstore.per_class_accuracy(tmp_path / "r", **options, bn_mode="adapt")
+    assert adapted["model"].values.tolist() == ["a", "vit"]
+    np.testing.assert_allclose(adapted.sel(model="a"), 1 - found.sel(model="a"))
+    np.testing.assert_array_equal(adapted.sel(model="vit"), found.sel(model="vit"))
+    other = featstore.per_class_accuracy(tmp_path / "r", **options, seed=1)
+    assert other["model"].values.tolist() == ["a"]
+
+
+def test_accuracies_of_categories_agree_with_the_mean_per_class(tmp_path):
+    put_measured(tmp_path / "r", "logreg")
+    found = featstore.per_class_accuracy(tmp_path / "r", dataset="d", protocol="logreg")
+    mean = featstore.open_results(tmp_path / "r")["mean_per_class"].squeeze()
+    assert found.mean("category").item() == pytest.approx(mean.item())
+
+
+def test_what_has_no_accuracy_of_categories_says_so(tmp_path):
+    put_measured(tmp_path / "r", "logreg")
+    put_measured(tmp_path / "r", "logme")
+    shape = {"dataset": "d", "protocol": "logreg"}
+    for wrong in ({"dataset": "e"}, {"protocol": "lda"}, {"seed": 3}, {"bn_mode": "batch"}):
+        with pytest.raises(FeatStoreError, match=r"no cell of .* Run: featstore probe -p"):
+            featstore.per_class_accuracy(tmp_path / "r", **(shape | wrong))
+    with pytest.raises(FeatStoreError, match="logme on d in BN mode eval with seed 0 keeps no"):
+        featstore.per_class_accuracy(tmp_path / "r", dataset="d", protocol="logme")
+    with pytest.raises(ValueError, match="bn_mode must be one of eval, batch, adapt, got 'x'"):
+        featstore.per_class_accuracy(tmp_path / "r", **shape, bn_mode="x")
+
+
 def test_only_cells_of_the_features_last_probed_count(tmp_path):
     for digest, value in (("a" * 64, 0.5), ("b" * 64, 0.8)):
         put(tmp_path / "r", value, digest=digest)
     for digest, value in (("b" * 64, 0.8), ("a" * 64, 0.5)):
-        mark_current(tmp_path / "r", "m", "d", "eval", digest)
+        stored = {"train": digest, "test": digest, "val": "c" * 64}
+        mark_current(tmp_path / "r", "m", "d", "eval", stored)
         assert float(featstore.open_results(tmp_path / "r").score.max()) == value
     assert len(list(records(tmp_path / "r"))) == 2
+
+
+def created(cell, root, when, **more):
+    """The record of a cell as one made at another time, or from other splits."""
+    path = cell.path(root)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"created": when} | more))
+
+
+@pytest.mark.parametrize(("older", "newer"), ["ab", "ba"])
+def test_of_cells_in_one_place_that_made_last_counts(tmp_path, older, newer):
+    for digest, value, day in ((older, 0.5, 1), (newer, 0.8, 2)):
+        created(put(tmp_path, value, digest=digest * 64), tmp_path, f"2026-01-0{day}T00:00:00Z")
+    found = featstore.open_results(tmp_path)
+    assert (found.score.item(), found.n_seeds.item()) == (0.8, 1)
+
+
+@pytest.mark.parametrize(("two", "three"), ["ab", "ba"])
+@pytest.mark.parametrize("day", [1, 3])
+def test_a_cell_that_read_one_split_more_counts_whenever_it_was_made(tmp_path, two, three, day):
+    created(put(tmp_path, 0.5, digest=two * 64), tmp_path, "2026-01-02T00:00:00Z")
+    cell = put(tmp_path, 0.8, digest=three * 64)
+    splits = dict.fromkeys(("train", "val", "test"), three * 64)
+    created(cell, tmp_path, f"2026-01-0{day}T00:00:00Z", splits=splits)
+    assert featstore.open_results(tmp_path).score.item() == 0.8
 
 
 def test_protocols_stand_in_the_order_of_their_numbers(tmp_path):
@@ -172,7 +478,7 @@ def test_a_damaged_record_is_named(tmp_path):
     path.write_text(text[:50])
     with pytest.raises(CorruptStoreError, match=f"{path} is no record"):
         featstore.open_results(tmp_path / "r")
-    path.write_text(text.replace('"format": 1', '"format": 9'))
+    path.write_text(text.replace('"format": 2', '"format": 9'))
     with pytest.raises(StoreMismatchError, match="format version 9"):
         featstore.open_results(tmp_path / "r")
 

@@ -11,10 +11,12 @@ from dask.distributed import LocalCluster
 from sklearn.neighbors import KNeighborsClassifier
 
 import featstore
+from featstore import probes
 from featstore.errors import MissingFeaturesError, UnknownNameError
 from featstore.keys import BNMode, FeatureKey
 from featstore.results import outcomes_of, records
 from featstore.store import Store
+from featstore.sweep.filling import _by_bn_mode
 
 MODELS = ["tiny-resnet-random", "tiny-vit-random"]
 CHEAP = ["knn-marks", "ridge", "linear-marks-1view+epochs=5"]
@@ -150,12 +152,13 @@ def test_a_corrupt_chunk_fails_its_cells_by_name_and_no_other(store, tmp_path):
     )
 
 
+KILLED = ["knn-marks", "linear-marks-1view", "linear-marks-1view-bn", "ridge", "lda", "ncm"]
 CHILD = """
 import sys, featstore
 if __name__ == "__main__":
     print("ready", flush=True)
     store, results = sys.argv[1:]
-    chosen = ["marks2024", "ridge"]
+    chosen = ["knn-marks", "linear-marks-1view", "linear-marks-1view-bn", "ridge", "lda", "ncm"]
     featstore.probe(protocols=chosen, store=store, results=results, scheduler="sync")
 """
 
@@ -176,7 +179,7 @@ def test_killed_while_probing_no_cell_is_half_there(store, tmp_path):
         for document in records(tmp_path / "r"):  # each can be read, and is whole
             outcomes_of(document)
     before = cells(tmp_path / "r")
-    options = {"protocols": ["marks2024", "ridge"], "store": store, "scheduler": "sync"}
+    options = {"protocols": KILLED, "store": store, "scheduler": "sync"}
     done = featstore.probe(results=tmp_path / "r", **options)
     assert (done.up_to_date, done.filled) == (before, 18 - before)
     featstore.probe(results=tmp_path / "whole", **options)
@@ -197,3 +200,105 @@ def test_records_are_plain_json_that_says_how_it_was_made(store, tmp_path):
     assert document["certificate"]["C"] in (0.01, 0.1)
     features = Store(store).open(FeatureKey("tiny-vit-random", "digits-blur", BNMode.EVAL))
     assert document["features"] == features.digest("train", "test")
+
+
+def imported(path, *, val=False):
+    """Arrays of one's own in a store, with or without an official validation split."""
+    rng = np.random.default_rng(0)
+    names = ["train", *["val"] * val, "test"]
+    for name in names:
+        y = np.arange(60) % 3
+        x = (rng.normal(size=(60, 6)) + 2 * np.eye(6)[y]).astype(np.float32)
+        featstore.import_features(x, y, model="mine", dataset="photos", split=name, store=path)
+
+
+def test_a_protocol_reads_the_splits_that_it_wants_and_its_cell_knows_them(tmp_path):
+    store, results = tmp_path / "s.zarr", tmp_path / "r"
+    imported(store)
+    options = {"store": store, "results": results, "scheduler": "sync"}
+    protocols = ["knn-marks", "logreg-ericsson+log10_c=-1,0"]
+    assert featstore.probe(protocols=protocols, **options).filled == 2
+    imported(tmp_path / "more.zarr", val=True)
+    featstore.merge_store(tmp_path / "more.zarr", store=store)
+    # knn-marks read train and test alone, so that its cell stands; a val split makes another logreg
+    again = featstore.probe(protocols=protocols, **options)
+    assert (again.filled, again.up_to_date) == (1, 1)
+    splits = {(d["protocol"], *sorted(d["splits"])) for d in records(results)}
+    assert splits == {
+        ("knn-marks", "test", "train"),
+        (protocols[1], "test", "train"),
+        (protocols[1], "test", "train", "val"),
+    }
+    chosen = featstore.open_results(results).sel(protocol=protocols[1])
+    newest = [d for d in records(results) if len(d["splits"]) == 3]
+    assert float(chosen.top1.max()) == newest[0]["metrics"]["top1"]["value"]
+
+
+def test_cells_in_bn_mode_batch_are_marked_as_transductive(tmp_path):
+    store, results = tmp_path / "s.zarr", tmp_path / "r"
+    featstore.extract(["tiny-resnet-random"], ["digits-blur"], bn_modes=["eval", "batch"],
+                      store=store, device="cpu")  # fmt: skip
+    protocols = ["knn-marks", "knn-marks-zscore", "knn-marks-zscore-own"]
+    featstore.probe(protocols=protocols, store=store, results=results, scheduler="sync")
+    marked = {(d["bn_mode"], d["protocol"]) for d in records(results) if d["transductive"]}
+    assert cells(results) == 6
+    assert marked == {("eval", protocols[2]), *(("batch", protocol) for protocol in protocols)}
+    shown = featstore.open_results(results).transductive
+    assert marked == {
+        (mode, protocol)
+        for mode in shown.bn_mode.values
+        for protocol in shown.protocol.values
+        if shown.sel(bn_mode=mode, protocol=protocol)
+    }
+
+
+def test_episodes_are_marked_where_train_images_made_the_statistics_of_batchnorm(store, tmp_path):
+    results, episodes = tmp_path / "r", "fewshot-5shot-ericsson+episodes=5"
+    featstore.probe(protocols=[episodes, "ncm"], store=store, results=results, scheduler="sync")
+    marked = {
+        (d["model"], d["bn_mode"], d["protocol"]) for d in records(results) if d["transductive"]
+    }
+    assert marked == {("tiny-resnet-random", "adapt", episodes)}  # it scores train; ncm does not
+    shown = featstore.open_results(results)
+    assert np.isfinite(shown.score.sel(model="tiny-vit-random", bn_mode="adapt")).all()
+    assert shown.transductive.sel(protocol=episodes).to_series().to_dict() == {
+        "eval": False, "adapt": True,
+    }  # fmt: skip
+    assert not shown.transductive.sel(protocol="ncm").any()
+    of_episodes = probes.get(episodes)  # without BatchNorm there is nothing to estimate
+    assert not _by_bn_mode(of_episodes, BNMode.ADAPT, bn_free=True)
+
+
+def test_views_that_are_not_stored_leave_their_protocols_out(tmp_path):
+    store = tmp_path / "s.zarr"
+    featstore.extract(["tiny-vit-random"], ["textures"], views=2, store=store)
+    options = {"store": store, "results": tmp_path / "r", "scheduler": "sync"}
+    done = featstore.probe(protocols=["linear-marks-8view+views=2+epochs=2"], **options)
+    assert (done.filled, done.failed) == (1, [])
+    done = featstore.probe(protocols=["linear-marks-8view+epochs=2"], **options)
+    error = done.failed[0].error
+    assert "no finished features for tiny-vit-random textures eval train+aug7" in error
+    assert error.endswith("--views 8")
+    of_set = featstore.probe(protocols=["marks2024"], **options)
+    left = [one.what.rpartition(" ")[2] for one in of_set.not_applicable]
+    assert left == [f"linear-marks-8view{head}" for head in ("", "-bn", "-mlp", "-mlp-bn")]
+    assert of_set.failed == []
+
+
+def test_a_score_that_is_no_share_stands_beside_the_others(store, tmp_path):
+    featstore.probe(
+        protocols=["ncm", "logme", "fewshot-5shot-ericsson+episodes=5"], store=store,
+        results=tmp_path / "r", scheduler="sync",
+    )  # fmt: skip
+    found = featstore.open_results(tmp_path / "r").sel(bn_mode="eval").isel(dataset=0)
+    assert dict(zip(found.protocol.values, found["scale"].values, strict=True)) == {
+        "fewshot-5shot-ericsson+episodes=5": "share", "logme": "real", "ncm": "share",
+    }  # fmt: skip
+    for protocol, metric in (("ncm", "top1"), ("logme", "logme"),
+                             ("fewshot-5shot-ericsson+episodes=5", "episodes")):  # fmt: skip
+        one = found.sel(protocol=protocol)
+        np.testing.assert_array_equal(one["score"], one[metric])
+        assert np.isfinite(one["score"]).all()
+    assert list(featstore.rank_models(featstore.open_results(tmp_path / "r")).protocol.values) == [
+        "fewshot-5shot-ericsson+episodes=5", "ncm",
+    ]  # fmt: skip

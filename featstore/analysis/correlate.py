@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Literal
@@ -10,22 +9,26 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from scipy.special import ndtr, ndtri
 
-from featstore.kernels.correlate import bootstrap_correlation, pearson, spearman
-
-FEWEST_MODELS = 4
-"""With fewer, a coefficient of correlation says next to nothing, and none is given."""
+from featstore.analysis.resampling import (
+    FEWEST_MODELS,
+    Floats,
+    Indices,
+    draws_of_models,
+    limits,
+    mean_correlations,
+    rows_alike,
+)
+from featstore.kernels.correlate import pearson, spearman
 
 IN_DOMAIN = "in-domain"
 """Value of the coordinate `shift` of the dataset that the models were pretrained on."""
 
 STATISTICS: tuple[Literal["pearson"], Literal["spearman"]] = ("pearson", "spearman")
-_ENDS = ("", "_low", "_high")
-CONFIDENCE = 0.95
+ENDS = ("", "_low", "_high")
+"""Suffixes of a number and the limits of its interval."""
 
 Models = Literal["independent", "all"]
-Floats = npt.NDArray[np.float64]
 
 
 def is_independent(results: xr.Dataset) -> xr.DataArray:
@@ -34,9 +37,59 @@ def is_independent(results: xr.Dataset) -> xr.DataArray:
     return xr.DataArray([str(one) in ("late", "") for one in results["stage"].values], dims="model")
 
 
+def of_models(results: xr.Dataset, models: Models) -> xr.Dataset:
+    """Results of all models, or of the independent ones.
+
+    Raises
+    ------
+    ValueError
+        `models` is neither.
+    """
+    existing("models", models, ["independent", "all"])
+    return results.isel(model=is_independent(results)) if models == "independent" else results
+
+
+def reference_of(results: xr.Dataset, name: str | None, bn_mode: str) -> str:
+    """The protocol others are held against: the one named, else the first linear, else the first.
+
+    One without a cell comes last, since nothing goes with it, and before it those whose scores are
+    no shares.
+
+    Raises
+    ------
+    ValueError
+        There is no protocol of that name.
+    """
+    protocols = [str(one) for one in results["protocol"].values]
+    if name is not None:
+        return existing("reference", name, protocols)
+    filled = results["score"].sel(bn_mode=bn_mode).notnull().any(["model", "dataset"]).values
+    share = np.isin(protocols, [str(one) for one in shares(results)["protocol"].values])
+    linear = results["kind"].values == "linear"
+    return min(zip(~filled, ~share, ~linear, range(len(protocols)), protocols, strict=True))[4]
+
+
 def in_domain_datasets(results: xr.Dataset) -> list[str]:
     """Names of the datasets that the models were pretrained on; often one, sometimes none."""
     return [str(name) for name in results["dataset"].values[results["shift"].values == IN_DOMAIN]]
+
+
+def shares(results: xr.Dataset) -> xr.Dataset:
+    """Results of those protocols whose scores are shares in 0..1, which can be averaged."""
+    if "scale" not in results.coords:
+        return results
+    return results.isel(protocol=np.flatnonzero(results["scale"].values == "share"))
+
+
+def transductive(results: xr.Dataset, bn_mode: str) -> dict[str, tuple[str, npt.NDArray[np.bool_]]]:
+    """The coordinate of that name: protocols whose scored images take part in a statistic.
+
+    None if the results do not say so.
+    """
+    if "transductive" not in results:
+        return {}
+    marks = results["transductive"].sel(bn_mode=bn_mode).values.astype(bool)
+    return {"transductive": ("protocol", marks)}
 
 
 def correlate_protocols(
@@ -74,7 +127,8 @@ def correlate_protocols(
     Dataset with dims (protocol, other)
         `pearson`, `pearson_low`, `pearson_high`, the same of `spearman`, `n_datasets` (those
         averaged) and `n` (models of the smallest of them; with fewer than four there is no
-        coefficient, and `n` is the most any dataset has). With `by_dataset` and without
+        coefficient, and `n` is the most any dataset has). The coordinate `transductive` (protocol)
+        says which see scored images in this BN mode. With `by_dataset` and without
         `dataset`, also `pearson_by_dataset`, ..., `n_by_dataset` (dataset, protocol, other).
 
     Raises
@@ -84,16 +138,15 @@ def correlate_protocols(
     """
     scores = _scores(results, metric, models, bn_mode)
     if dataset is not None:
-        scores = scores.sel(dataset=[_existing("dataset", dataset, scores["dataset"].values)])
+        scores = scores.sel(dataset=[existing("dataset", dataset, scores["dataset"].values)])
     protocols = scores["protocol"].values
     values = scores.transpose("protocol", "dataset", "model").values
     pairs = [*combinations(range(len(protocols)), 2), *((i, i) for i in range(len(protocols)))]
     first, second = (np.array(side, dtype=int) for side in zip(*pairs, strict=True))
-    x, y = values[first], values[second]
     by_dataset = by_dataset and dataset is None
-    shown = by_dataset or scores.sizes["dataset"] == 1
-    single = _correlate_rows(x, y, resamples=resamples, seed=seed, intervals=shown)
-    mean = _average(x, y, single, resamples=resamples, seed=seed)
+    single, mean = correlate_pairs(
+        values, first, second, resamples=resamples, seed=seed, intervals=by_dataset
+    )
 
     def square(column: Floats) -> Floats:
         full = np.empty((len(protocols), len(protocols), *column.shape[1:]))
@@ -101,7 +154,10 @@ def correlate_protocols(
         return full
 
     variables = {name: (("protocol", "other"), square(column)) for name, column in mean.items()}
-    out = xr.Dataset(variables, {"protocol": protocols, "other": protocols})
+    out = xr.Dataset(
+        variables,
+        {"protocol": protocols, "other": protocols} | transductive(results, bn_mode),
+    )
     if by_dataset:
         for name, column in single.items():
             dims = ("protocol", "other", "dataset")
@@ -136,7 +192,8 @@ def correlate_domains(
     Dataset with dims (protocol, dataset), or (protocol, other, dataset) with `across`
         `pearson`, `pearson_low`, `pearson_high`, the same of `spearman`, and `n`. Their averages
         over datasets, by the rule of `correlate_protocols`, are `pearson_mean`,
-        `pearson_mean_low`, ..., `n_mean` without the dim dataset. `protocol` is the predictor.
+        `pearson_mean_low`, ..., `n_mean` without the dim dataset. `protocol` is the predictor, and
+        the coordinate `transductive` (protocol) says which see scored images in this BN mode.
 
     Raises
     ------
@@ -149,17 +206,16 @@ def correlate_domains(
         if len(found) != 1:
             raise ValueError(f"in_domain must name a dataset: {len(found)} have {IN_DOMAIN!r}")
         in_domain = found[0]
-    _existing("in_domain", in_domain, scores["dataset"].values)
+    existing("in_domain", in_domain, scores["dataset"].values)
     scores = scores.transpose("protocol", "dataset", "model")
     targets = scores.drop_sel(dataset=in_domain)
     protocols, datasets = scores["protocol"].values, targets["dataset"].values
     count = len(protocols)
     first = np.repeat(np.arange(count), count) if across else np.arange(count)
     second = np.tile(np.arange(count), count) if across else first
-    y = targets.values[second]
-    x = np.broadcast_to(scores.sel(dataset=in_domain).values[first][:, None, :], y.shape)
-    single = _correlate_rows(x, y, resamples=resamples, seed=seed)
-    mean = _average(x, y, single, resamples=resamples, seed=seed)
+    home = scores.sel(dataset=[in_domain]).values
+    values = np.concatenate([np.broadcast_to(home, targets.shape), targets.values])
+    single, mean = correlate_pairs(values, first, count + second, resamples=resamples, seed=seed)
 
     dims = ("protocol", "other") if across else ("protocol",)
     shape = (count,) * len(dims)
@@ -171,6 +227,7 @@ def correlate_domains(
         key = name if name == "n_datasets" else "_".join([statistic, "mean", *end])
         out[key] = (dims, column.reshape(shape))
     how = _how(metric, models, bn_mode, resamples, seed, scores)
+    out = out.assign_coords(transductive(results, bn_mode))
     return out.assign_attrs(how, in_domain=in_domain)
 
 
@@ -188,7 +245,14 @@ def _how(
     }
 
 
-def _existing(what: str, name: str, known: Sequence[str] | npt.NDArray[np.str_]) -> str:
+def metrics_of(results: xr.Dataset) -> list[str]:
+    """Names of what has one value a cell."""
+    dims = set(results["score"].dims)
+    return [str(name) for name, one in results.data_vars.items() if set(one.dims) == dims]
+
+
+def existing(what: str, name: str, known: Sequence[str] | npt.NDArray[np.str_]) -> str:
+    """The name, if it is a known one; raises ValueError with those that are."""
     if name not in known:
         raise ValueError(f"{what} must be one of {', '.join(map(str, known))}, got {name!r}")
     return name
@@ -196,105 +260,82 @@ def _existing(what: str, name: str, known: Sequence[str] | npt.NDArray[np.str_])
 
 def _scores(results: xr.Dataset, metric: str, models: Models, bn_mode: str) -> xr.DataArray:
     """One metric of the models asked for in one BN mode: (model, dataset, protocol)."""
-    _existing("metric", metric, [str(name) for name in results.data_vars])
-    _existing("models", models, ["independent", "all"])
-    _existing("bn_mode", bn_mode, results["bn_mode"].values)
-    scores = results[metric].sel(bn_mode=bn_mode)
-    return scores[is_independent(results).values] if models == "independent" else scores
+    existing("metric", metric, metrics_of(results))
+    existing("bn_mode", bn_mode, results["bn_mode"].values)
+    return of_models(results, models)[metric].sel(bn_mode=bn_mode)
 
 
-def _correlate_rows(
-    x: Floats, y: Floats, *, resamples: int, seed: int, intervals: bool = True
-) -> dict[str, Floats]:
-    """Both coefficients of x (..., model) and y alike, each over the models that have both."""
-    *lead, n_models = x.shape
-    x, y = x.reshape(math.prod(lead), n_models), y.reshape(math.prod(lead), n_models)
+def coefficients(values: Floats, first: Indices, second: Indices) -> dict[str, Floats]:
+    """`pearson`, `spearman` and `n`, each (pair, dataset), as of `correlate_pairs`."""
+    shape = len(first), values.shape[1]
+    x, y = (values[side].reshape(shape[0] * shape[1], values.shape[2]) for side in (first, second))
     both = np.isfinite(x) & np.isfinite(y)
-    out = {f"{name}{end}": np.full(len(x), np.nan) for name in STATISTICS for end in _ENDS}
-    for row in np.flatnonzero(np.count_nonzero(both, axis=1) >= FEWEST_MODELS):
-        pair = x[row, both[row]], y[row, both[row]]
-        out["pearson"][row], out["spearman"][row] = pearson(*pair), spearman(*pair)
-        for name in STATISTICS if intervals else ():
-            rng = np.random.default_rng(seed)  # anew: no row depends on the rows before
-            _, out[f"{name}_low"][row], out[f"{name}_high"][row] = bootstrap_correlation(
-                *pair, statistic=name, resamples=resamples, rng=rng, confidence=CONFIDENCE
-            )
+    out: dict[str, Floats] = {name: np.full(len(x), np.nan) for name in STATISTICS}
+    for rows, models in rows_alike(both):
+        if len(models) >= FEWEST_MODELS:
+            pair = x[rows][:, models], y[rows][:, models]
+            out["pearson"][rows], out["spearman"][rows] = pearson(*pair), spearman(*pair)
     out["n"] = np.count_nonzero(both, axis=1).astype(float)
-    return {name: column.reshape(lead) for name, column in out.items()}
+    return {name: column.reshape(shape) for name, column in out.items()}
 
 
-def _average(
-    x: Floats, y: Floats, single: dict[str, Floats], *, resamples: int, seed: int
-) -> dict[str, Floats]:
-    """Coefficients of rows (row, dataset, model) averaged over datasets, with their intervals."""
-    given = np.isfinite(single["pearson"])
-    if given.shape[1] == 1:  # nothing to average
-        out = {name: column[:, 0] for name, column in single.items()}
-        return out | {"n_datasets": given[:, 0].astype(float)}
-    n_models = x.shape[-1]
-    draws = np.random.default_rng(seed).integers(0, n_models, (resamples, n_models))
-    drawn = (draws[:, :, None] == np.arange(n_models)).sum(axis=1)  # how often each model is
-    weights = np.concatenate([drawn, 1 - np.eye(n_models)])  # the last rows: all but one model
-
-    out = {f"{name}{end}": np.full(len(x), np.nan) for name in STATISTICS for end in _ENDS}
-    for row in np.flatnonzero(given.any(axis=1)):
-        datasets = np.flatnonzero(given[row])
-        again = [_reweighted(x[row, one], y[row, one], weights) for one in datasets]
-        for index, name in enumerate(STATISTICS):
-            mean = np.mean(single[name][row, datasets])
-            values = np.mean([pair[index] for pair in again], axis=0)
-            low, high = _bca(mean, values[:resamples], values[resamples:])
-            out[name][row], out[f"{name}_low"][row], out[f"{name}_high"][row] = mean, low, high
-    out["n_datasets"] = np.count_nonzero(given, axis=1).astype(float)
-    fewest = np.where(given, single["n"], np.inf).min(axis=1, initial=np.inf)
-    most = single["n"].max(axis=1, initial=0)
-    out["n"] = np.where(given.any(axis=1), fewest, most)
-    return out
-
-
-def _reweighted(x: Floats, y: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """Pearson and Spearman of x, y (model,) with each model counted as weights (draw, model) say.
-
-    A weight of two is a model drawn twice, so midranks are sums of weights.
-    """
-    both = np.isfinite(x) & np.isfinite(y)
-    x, y, weights = x[both], y[both], weights[:, both]
-
-    def midranks(values: Floats) -> Floats:
-        below = (values[None, :] < values[:, None]) + 0.5 * (values[None, :] == values[:, None])
-        return np.asarray(weights @ below.T)
-
-    def moment(values: Floats) -> Floats:
-        with np.errstate(invalid="ignore", divide="ignore"):  # a draw may hold none of the models
-            mean = (weights * values).sum(axis=1) / weights.sum(axis=1)
-        return np.asarray(mean[:, None])
-
-    def correlation(a: Floats, b: Floats) -> Floats:
-        a, b = a - moment(a), b - moment(b)
-        spread = np.sqrt(moment(a * a) * moment(b * b))
-        with np.errstate(invalid="ignore", divide="ignore"):  # one model many times: no spread
-            return np.where(spread > 1e-12, moment(a * b) / spread, np.nan)[:, 0]
-
-    return correlation(x, y), correlation(midranks(x), midranks(y))
-
-
-def _bca(estimate: float, draws: Floats, without_one: Floats) -> tuple[float, float]:
-    """Bias-corrected and accelerated bootstrap interval (Efron 1987).
+def correlate_pairs(
+    values: Floats, first: Indices, second: Indices, *, resamples: int, seed: int,
+    intervals: bool = True,
+) -> tuple[dict[str, Floats], dict[str, Floats]]:  # fmt: skip
+    """Both coefficients of pairs of series over models: on each dataset, and averaged over all.
 
     Parameters
     ----------
-    estimate : of all models
-    draws : (resamples,) of models drawn with replacement; NaN where there was no estimate
-    without_one : (n_models,) of all but one model, for the acceleration
+    values : (series, dataset, model) ; a coefficient is over the models that both series have
+    first, second : (pair,) the two series of each
+    intervals : also those of single datasets, which take their time
+
+    Returns
+    -------
+    single : `pearson`, `pearson_low`, ..., `n`, each (pair, dataset)
+    mean : the same and `n_datasets`, each (pair,)
     """
-    draws = draws[np.isfinite(draws)]
-    if not draws.size:
-        return np.nan, np.nan
-    below = (np.mean(draws < estimate) + np.mean(draws <= estimate)) / 2
-    pull = np.nanmean(without_one) - without_one[np.isfinite(without_one)]
-    size = np.sum(pull**2) ** 1.5
-    acceleration = np.sum(pull**3) / (6 * size) if size > 0 else 0.0
-    bias = ndtri(np.clip(below, 0.5 / len(draws), 1 - 0.5 / len(draws)))
-    shifted = bias + ndtri(np.array([1 - CONFIDENCE, 1 + CONFIDENCE]) / 2)
-    low, high = np.quantile(draws, ndtr(bias + shifted / (1 - acceleration * shifted)))
-    return float(low), float(high)
+    single = coefficients(values, first, second)
+    how = {"resamples": resamples, "seed": seed}
+    one_dataset = values.shape[1] == 1
+    if intervals or one_dataset:
+        single |= _single_intervals(values, first, second, single, **how)
+    given = np.isfinite(single["pearson"])
+    n_datasets = {"n_datasets": np.count_nonzero(given, axis=1).astype(float)}
+    if one_dataset:  # nothing to average
+        return single, {name: column[:, 0] for name, column in single.items()} | n_datasets
+    weights = draws_of_models(values.shape[2], **how)
+    again = mean_correlations(values, first, second, weights, given)
+    mean = {}
+    for name, draws in zip(STATISTICS, again, strict=True):
+        total = np.where(given, single[name], 0.0).sum(axis=1)
+        mean[name] = total / np.where(given.any(axis=1), given.sum(axis=1), np.nan)
+        mean[f"{name}_low"], mean[f"{name}_high"] = limits(mean[name], draws, resamples)
+    fewest = np.where(given, single["n"], np.inf).min(axis=1, initial=np.inf)
+    most = single["n"].max(axis=1, initial=0)
+    mean["n"] = np.where(given.any(axis=1), fewest, most)
+    return single, mean | n_datasets
+
+
+def _single_intervals(
+    values: Floats, first: Indices, second: Indices, single: dict[str, Floats], *,
+    resamples: int, seed: int,
+) -> dict[str, Floats]:  # fmt: skip
+    """Limits (pair, dataset) of each coefficient, by draws of the models that it is over."""
+    given = np.isfinite(single["pearson"])
+    out = {f"{name}{end}": np.full(given.shape, np.nan) for name in STATISTICS for end in ENDS[1:]}
+    finite = np.isfinite(values)
+    for at in range(values.shape[1]):
+        pairs = np.flatnonzero(given[:, at])
+        for rows, models in rows_alike(finite[first[pairs], at] & finite[second[pairs], at]):
+            which = pairs[rows]
+            weights = draws_of_models(len(models), resamples=resamples, seed=seed)
+            again = mean_correlations(
+                values[:, [at]][:, :, models], first[which], second[which], weights,
+                given[which][:, [at]],
+            )  # fmt: skip
+            for name, draws in zip(STATISTICS, again, strict=True):
+                low, high = limits(single[name][which, at], draws, resamples)
+                out[f"{name}_low"][which, at], out[f"{name}_high"][which, at] = low, high
+    return out

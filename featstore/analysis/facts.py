@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from featstore.analysis.correlate import is_independent
+from featstore.analysis.correlate import is_independent, shares
+from featstore.analysis.plots import mode_label, protocol_label
+
+LINEAR_FORMS = {  # what follows linear-marks in a name, and what it says
+    "-1view": "off the store; the head is trained on one embedding of each image, that of its "
+    "centre view, without augmentation",
+    "-8view": "off the store, which keeps eight augmented views of each train image; one of them "
+    "is drawn for each image and epoch",
+    "-literal": "as the authors' trainer runs; the backbone is in train mode, so that the head is "
+    "trained on features by the statistics of each batch, and tested on those by running "
+    "statistics that have drifted to the target data. Models without BatchNorm keep their scores; "
+    "the section on BatchNorm leaves them out",
+}
+
+
+_LINEAR_HEADS = ("", "-bn", "-mlp", "-mlp-bn")
 
 
 def counted(results: xr.Dataset, baseline: str) -> xr.DataArray:
-    """Cells that count once: a model without BatchNorm has the same ones under every BN mode."""
-    return ~results["bn_free"].astype(bool) | (results["bn_mode"] == baseline)
+    """Cells that count once, in the BN modes that there are for them.
+
+    A model without BatchNorm has the same ones under every BN mode. What trains with the backbone
+    in the loop stands under `eval`, since what BatchNorm does is a setting of its own.
+    """
+    own = ~results["bn_free"].astype(bool) | (results["bn_mode"] == baseline)
+    if "backbone_bn" not in results.coords:
+        return own
+    return own & ((results["backbone_bn"] == "") | (results["bn_mode"] == "eval"))
 
 
 def extreme(correlations: xr.Dataset, *, largest: bool) -> xr.Dataset | None:
@@ -35,11 +58,18 @@ def best_predictor(domains: dict[str, xr.Dataset] | None) -> xr.Dataset | None:
     return found.isel(protocol=int(found["pearson_mean"].argmax("protocol")))
 
 
+def cheap_predictor(found: xr.Dataset) -> xr.Dataset | None:
+    """Of `predictors`, the best that takes at most a tenth of the target's time."""
+    cheap = found["spearman"].where(found["seconds"] <= found.attrs["seconds"] / 10)
+    return found.isel(protocol=int(cheap.argmax("protocol"))) if cheap.notnull().any() else None
+
+
 def bn_shift(results: xr.Dataset, baseline: str) -> list[dict[str, Any]]:
     """For each BN mode but the baseline, how far it moves each model that has BatchNorm.
 
     `by_protocol` is the mean over independent models and datasets, or all models if none is.
     """
+    results = shares(results)
     has_bn = ~results["bn_free"].astype(bool).values
     with_bn = results["score"].sel(model=has_bn)
     chosen = is_independent(results).values[has_bn]
@@ -57,27 +87,31 @@ def bn_shift(results: xr.Dataset, baseline: str) -> list[dict[str, Any]]:
 
 
 def gaps(results: xr.Dataset, baseline: str) -> list[tuple[str, str, str, str, int]]:
-    """Missing cells as (model, dataset, BN modes, protocols, how many), like ones in one row."""
+    """Missing cells as (model, dataset, BN modes, protocols, how many), like ones in one row.
+
+    BN modes and protocols have a dagger where they are transductive.
+    """
     dims = ("protocol", "bn_mode", "model", "dataset")
     missing = results["score"].isnull().transpose(*dims)
     asked = counted(results, baseline).broadcast_like(missing).transpose(*dims).values
     protocols = [str(name) for name in missing["protocol"].values]
     modes = [str(name) for name in missing["bn_mode"].values]
+    labels = [protocol_label(results, name, baseline) for name in protocols]
     cells = missing.values & asked
     whole = cells.any(axis=(2, 3)) & (cells | ~asked).all(axis=(2, 3))
     rows = []
     for p, m in np.argwhere(whole):
         count = int(cells[p, m].sum())
-        rows.append(("every model", "every dataset", modes[m], protocols[p], count))
+        rows.append(("every model", "every dataset", mode_label(modes[m]), labels[p], count))
     cells = cells & ~whole[:, :, None, None]
     for model, dataset in np.argwhere(cells.any(axis=(0, 1)).reshape(cells.shape[2:])):
         alike = defaultdict(list)
         for m, mode in enumerate(modes):
             gone = tuple(np.flatnonzero(cells[:, m, model, dataset]))
             if gone:
-                alike[gone].append(mode)
+                alike[gone].append(mode_label(mode))
         for gone, where in alike.items():
-            names = [protocols[p] for p in gone]
+            names = [labels[p] for p in gone]
             text = f"all {len(names)}" if len(names) == len(protocols) > 1 else ", ".join(names)
             place = (str(missing["model"].values[model]), str(missing["dataset"].values[dataset]))
             rows.append((*place, ", ".join(where), text, len(gone) * len(where)))
@@ -95,3 +129,14 @@ def costs(results: xr.Dataset, baseline: str) -> list[dict[str, Any]]:
             spread = {"median": float(np.median(times)), "most": float(times.max())}
             rows.append({"protocol": str(name), "cells": times.size, "sum": times.sum(), **spread})
     return rows
+
+
+def linear_forms(protocols: Sequence[str]) -> dict[str, list[str]]:
+    """Linear probes as published, each with its other forms of the same head and settings."""
+    found = {}
+    for name in protocols:
+        if name.partition("+")[0] in [f"linear-marks{head}" for head in _LINEAR_HEADS]:
+            rest = name.removeprefix("linear-marks")
+            forms = [f"linear-marks{form}{rest}" for form in LINEAR_FORMS]
+            found[name] = [form for form in forms if form in protocols]
+    return found

@@ -12,9 +12,12 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from featstore.analysis.correlate import FEWEST_MODELS, in_domain_datasets, is_independent
+from featstore.analysis.calibration import pooled_reliability
+from featstore.analysis.correlate import in_domain_datasets, is_independent, shares
 from featstore.analysis.rank import mean_over_datasets
+from featstore.analysis.resampling import FEWEST_MODELS
 from featstore.analysis.style import (
     FAINT,
     INK,
@@ -30,12 +33,18 @@ from featstore.analysis.style import (
 from featstore.kernels.correlate import pearson, spearman
 
 DAGGER = "†"
+_LEAST_SHARE = 0.01  # of test images; what fewer say of a bin is mostly noise
 
 
 def protocol_label(results: xr.Dataset, protocol: str, bn_mode: str = "eval") -> str:
     """The protocol's name, with a dagger if it sees all test images at once."""
     marked = bool(results["transductive"].sel(protocol=protocol, bn_mode=bn_mode))
     return f"{protocol} {DAGGER}" if marked else protocol
+
+
+def mode_label(bn_mode: str) -> str:
+    """The BN mode's name, with a dagger if test images are normalised by one another."""
+    return f"{bn_mode} {DAGGER}" if bn_mode == "batch" else bn_mode
 
 
 def heat_map(
@@ -76,7 +85,8 @@ def correlation_map(
     """The answer of `correlate_protocols` as a square, with a dash where there is no coefficient.
 
     Colours run from `lowest` (by default the tenth below the smallest coefficient) to 1, or from
-    -1 to 1 if any is negative. `labels` replaces names of protocols, to mark some of them.
+    -1 to 1 if any is negative. `labels` replaces names of protocols; by default those that see all
+    test images at once have a dagger.
     """
     values = correlations[statistic].transpose("protocol", "other").values
     if ax is None:
@@ -84,7 +94,11 @@ def correlation_map(
     lowest = colour_floor(values) if lowest is None else lowest
     colours, limits = ("RdBu", (-1.0, 1.0)) if lowest < 0 else ("Blues", (lowest, 1.0))
     _cells(ax, values, colours, limits, lambda v: f"{v:.2f}".replace("-", "−").replace("0.", "."))
-    names = [(labels or {}).get(str(p), str(p)) for p in correlations["protocol"].values]
+    names = [str(name) for name in correlations["protocol"].values]
+    if labels is None and "transductive" in correlations.coords:
+        marks = correlations["transductive"].values
+        labels = {name: f"{name} {DAGGER}" for name, mark in zip(names, marks, strict=True) if mark}
+    names = [(labels or {}).get(name, name) for name in names]
     _label_cells(ax, names, names)
     return ax
 
@@ -159,23 +173,29 @@ def scatter_grid(
 def bn_shift(results: xr.Dataset, *, baseline: str = "eval", ax: Axes | None = None) -> Axes:
     """Percentage points that each BN mode adds over `baseline`: a dot a model, a bar the mean.
 
-    Dots are means over datasets, of models that have BatchNorm.
+    Dots are means over datasets, of models that have BatchNorm; protocols that no other mode has
+    are left out.
     """
+    results = shares(results)
     scores = results["score"].sel(model=~results["bn_free"].astype(bool))
     modes = [str(mode) for mode in scores["bn_mode"].values if mode != baseline]
-    protocols = [str(name) for name in scores["protocol"].values]
+    change = scores.sel(bn_mode=modes) - scores.sel(bn_mode=baseline)
+    change = change.mean("dataset").dropna("protocol", how="all")
+    protocols = [str(name) for name in change["protocol"].values]
     if ax is None:
         ax = _axes(7.2, 0.9 + 0.34 * len(protocols) * max(1, len(modes)) ** 0.5)
     ax.axvline(0, color=FAINT, linewidth=0.8)
     for number, mode in enumerate(modes):
-        gain = 100 * (scores.sel(bn_mode=mode) - scores.sel(bn_mode=baseline)).mean("dataset")
+        gain = 100 * change.sel(bn_mode=mode)
         height = np.arange(len(protocols)) + 0.36 * (number - (len(modes) - 1) / 2)
         colour = OKABE_ITO[number % len(OKABE_ITO)]
         dots = gain.transpose("protocol", "model").values
         where = np.broadcast_to(height[:, None], dots.shape)
         ax.scatter(dots, where, s=14, color=colour, alpha=0.45, linewidths=0)
         mean = gain.mean("model").values
-        ax.scatter(mean, height, s=130, marker="|", color=colour, linewidths=2.4, label=mode)
+        ax.scatter(
+            mean, height, s=130, marker="|", color=colour, linewidths=2.4, label=mode_label(mode)
+        )
     names = [protocol_label(results, name, baseline) for name in protocols]
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.4, -0.6)
@@ -191,6 +211,56 @@ def bn_shift(results: xr.Dataset, *, baseline: str = "eval", ax: Axes | None = N
     without_frame(ax)
     ax.grid(axis="x", color=PAPER)
     return ax
+
+
+def reliability(
+    results: xr.Dataset,
+    *,
+    protocol: str,
+    dataset: str | None = None,
+    bn_mode: str = "eval",
+    ax: Axes | None = None,
+) -> Axes:
+    """Accuracy over confidence in 15 bins: a thin line a model, a thick one all, bars their images.
+
+    On the diagonal confidence is what it says; below it is too high. A model counts as much as
+    another, and each dataset too unless one is chosen. Bars are the share of test images in a bin;
+    a line leaves out bins with less than a hundredth of its images.
+    """
+    pooled, by_model = pooled_reliability(
+        results, protocol=protocol, dataset=dataset, bn_mode=bn_mode
+    )
+    if ax is None:
+        ax = _axes(3.3, 3.2)
+    edges = 100 * np.linspace(0, 1, pooled.sizes["bin"] + 1)
+    ax.bar(
+        edges[:-1], 100 * pooled["share"].values, np.diff(edges), align="edge",
+        color=PAPER, edgecolor="white", linewidth=0.8,
+    )  # fmt: skip
+    ax.axline((0, 0), slope=1, color=FAINT, linewidth=0.8, linestyle=(0, (2, 3)))
+    colour = OKABE_ITO[0]
+    for name in by_model["model"].values:
+        (line,) = _reliability_line(ax, by_model.sel(model=name), color=colour, linewidth=0.7)
+        line.set(alpha=0.35, gid=f"tip:{name}")
+    _reliability_line(ax, pooled, color=colour, linewidth=2, marker="o", markersize=3.5)
+    ax.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
+    ax.set_xlabel("confidence (%)", fontsize=9.5, color=INK)
+    ax.set_ylabel("accuracy (%)", fontsize=9.5, color=INK)
+    ax.set_title(literal(protocol_label(results, protocol, bn_mode)), fontsize=9.5, color=INK)
+    _calm(ax)
+    return ax
+
+
+def _reliability_line(ax: Axes, side: xr.Dataset, **style: Any) -> list[Line2D]:
+    shown = side.isel(bin=np.flatnonzero(side["share"].values >= _LEAST_SHARE))
+    return ax.plot(100 * shown["confidence"].values, 100 * shown["accuracy"].values, **style)
+
+
+def _calm(ax: Axes) -> None:
+    """Grey axes to the left and below, nothing above and to the right."""
+    ax.tick_params(labelsize=8.5, color=FAINT, labelcolor=INK)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(FAINT)
 
 
 def _axes(width: float, height: float) -> Axes:
@@ -210,13 +280,12 @@ def _cells(ax: Axes, values: Any, colours: str, limits: tuple[float, float], tex
         edgecolors="white",
         linewidth=1.5,
     )
+    papers = np.asarray(mesh.cmap(np.asarray(mesh.norm(values))))
     for (row, column), value in np.ndenumerate(values):
-        place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9}
-        if not np.isfinite(value):
-            ax.text(column, row, "–", color=FAINT, **place)
-            continue
-        colour = ink_on(mesh.cmap(mesh.norm(value)))
-        ax.text(column, row, text(value), color=colour, **place)
+        known = np.isfinite(value)
+        words, colour = (text(value), ink_on(papers[row, column])) if known else ("–", FAINT)
+        cell = ax.text(column, row, words, color=colour, ha="center", va="center", fontsize=9)
+        cell.set_in_layout(False)  # it lies inside, and measuring them all takes long
     ax.set_facecolor(PAPER)
     ax.invert_yaxis()  # row 0 on top
 
@@ -238,26 +307,31 @@ def _points(results: xr.Dataset, x: xr.Dataset, y: xr.Dataset, ax: Axes | None) 
     shown = (x["score"].notnull() & y["score"].notnull()).values
     names, families, backbones = (results[c].values for c in ("model", "family", "backbone"))
     (across, reach_x), (upward, reach_y) = _bars(x), _bars(y)
+    ax.errorbar(
+        across[shown],
+        upward[shown],
+        xerr=reach_x[:, shown],
+        yerr=reach_y[:, shown],
+        fmt="none",
+        ecolor=[colours[str(one)] for one in families[shown]],  # type: ignore[arg-type]  # works
+        elinewidth=0.7,
+        alpha=0.9,
+    )
     for number in np.flatnonzero(shown):
         colour = colours[str(families[number])]
-        (mark, *_) = ax.errorbar(
+        (mark,) = ax.plot(
             across[number],
             upward[number],
-            xerr=reach_x[:, [number]],
-            yerr=reach_y[:, [number]],
-            fmt=markers[str(backbones[number])],
+            markers[str(backbones[number])],
             color=colour,
             markerfacecolor=colour if independent[number] else "white",
             markersize=5.5,
-            elinewidth=0.7,
             alpha=0.9,
         )
         mark.set_gid(f"tip:{names[number]}")  # the report turns it into a tooltip
     _fit_limits(ax, across[shown], upward[shown])
     ax.set_title(_coefficients(x, y, shown & independent), fontsize=9.5, color=INK)
-    ax.tick_params(labelsize=8.5, color=FAINT, labelcolor=INK)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color(FAINT)
+    _calm(ax)
     ax.xaxis.label.set(fontsize=9.5, color=INK)
     ax.yaxis.label.set(fontsize=9.5, color=INK)
     return ax

@@ -6,7 +6,13 @@ import numpy as np
 import xarray as xr
 from scipy.stats import rankdata
 
-from featstore.analysis.correlate import is_independent
+from featstore.analysis.correlate import (
+    existing,
+    is_independent,
+    metrics_of,
+    shares,
+    transductive,
+)
 
 
 def rank_models(results: xr.Dataset, *, metric: str = "score", bn_mode: str = "eval") -> xr.Dataset:
@@ -14,7 +20,8 @@ def rank_models(results: xr.Dataset, *, metric: str = "score", bn_mode: str = "e
 
     Means are over the cells that exist, and the number of cells stands beside them. A model that
     lacks a hard dataset has too good a mean score; its mean rank is not lifted that way, since
-    ranks are taken within one dataset and protocol. Therefore models are ordered by mean rank.
+    ranks are taken within one dataset and protocol. Therefore models are ordered by mean rank. Of
+    protocols, only those count whose scores are shares in 0..1.
 
     Parameters
     ----------
@@ -28,19 +35,17 @@ def rank_models(results: xr.Dataset, *, metric: str = "score", bn_mode: str = "e
         `score`, its 95 % interval `low` and `high` (for the metric "score" only), `rank`, and
         `n_datasets`, over datasets. Over datasets and protocols, with the one dim model:
         `mean_score`, `mean_rank`, `n_cells`, `independent` (no early checkpoint, no random
-        weights), and `place`: 1, 2, ... among independent models, NaN for the others.
+        weights), and `place`: 1, 2, ... among independent models, NaN for the others. The
+        coordinate `transductive` (protocol) says which see scored images in this BN mode.
 
     Raises
     ------
     ValueError
         The metric or the BN mode does not exist.
     """
-    if metric not in results.data_vars:
-        raise ValueError(f"metric must be one of {', '.join(map(str, results))}, got {metric!r}")
-    if bn_mode not in results["bn_mode"].values:
-        known = ", ".join(map(str, results["bn_mode"].values))
-        raise ValueError(f"bn_mode must be one of {known}, got {bn_mode!r}")
-    cells = results.sel(bn_mode=bn_mode)
+    existing("metric", metric, metrics_of(results))
+    existing("bn_mode", bn_mode, results["bn_mode"].values)
+    cells = shares(results).sel(bn_mode=bn_mode)
     scores = cells[metric].transpose("model", "dataset", "protocol")
     ranks = scores.copy(data=rankdata(-scores.values, axis=0, nan_policy="omit"))
 
@@ -57,7 +62,8 @@ def rank_models(results: xr.Dataset, *, metric: str = "score", bn_mode: str = "e
     placed = (out["independent"] & out["mean_rank"].notnull()).values
     out["place"] = ("model", np.where(placed, np.cumsum(placed), np.nan))
     keep = [name for name in results.coords if results[name].dims in (("model",), ("protocol",))]
-    return out.drop_vars([name for name in out.coords if name not in keep]).assign_attrs(
+    out = out.drop_vars([name for name in out.coords if name not in keep])
+    return out.assign_coords(transductive(shares(results), bn_mode)).assign_attrs(
         metric=metric, bn_mode=bn_mode, n_datasets=results.sizes["dataset"]
     )
 

@@ -6,12 +6,16 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 
 # Okabe & Ito (2008): told apart with any common colour blindness. Grey is for random weights.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+SHADES = {"YlGnBu": "y", "Blues": "b", "RdBu": "r"}
+"""Colour maps of the report's tables, and what the classes of their steps begin with."""
+_STEPS = 48
 INK, FAINT, PAPER, GREY = "#22303c", "#8a949e", "#f0f1f3", "#999999"
 
 
@@ -40,6 +44,29 @@ def ink_on(paper: Any) -> str:
     linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
     ground, ink = linear @ [0.2126, 0.7152, 0.0722] + 0.05
     return "white" if 1.05 / ground > ground / ink else INK
+
+
+def shades(values: Any, colours: str, low: float, high: float) -> list[list[str]]:
+    """CSS class of each cell of a table (row, column), "" where there is no number.
+
+    Parameters
+    ----------
+    colours : a name in `SHADES` ; low, high : values at its ends
+    """
+    share = np.clip((values - low) / (high - low), 0, 1)
+    steps = np.round(np.nan_to_num(share) * (_STEPS - 1)).astype(int)
+    names = np.array([f"{SHADES[colours]}{step}" for step in range(_STEPS)])
+    return [list(row) for row in np.where(np.isfinite(share), names[steps], "").tolist()]
+
+
+def shades_css() -> str:
+    """The rules of all classes that `shades` gives."""
+    rules = []
+    for colours, prefix in SHADES.items():
+        for step, paper in enumerate(colormaps[colours](np.linspace(0, 1, _STEPS))):
+            ink = ink_on(paper)
+            rules.append(f".{prefix}{step}{{background:{to_hex(paper)};color:{ink}}}")
+    return "".join(rules)
 
 
 def literal(name: str) -> str:

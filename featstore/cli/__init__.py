@@ -6,13 +6,23 @@ from typing import NoReturn
 
 import typer
 
-from featstore.cli import catalogues, convert, output, planning, storage, transfer, work
+from featstore.cli import (
+    catalogues,
+    convert,
+    finetune,
+    output,
+    planning,
+    similarity,
+    storage,
+    transfer,
+    work,
+)
 from featstore.cli.options import app
 from featstore.cli.terminal import InterruptedRunError
 from featstore.errors import FeatStoreError, UnknownNameError
 
 _ORDER = (
-    *("plan", "extract", "probe", "report", "import", "export"),
+    *("plan", "extract", "probe", "finetune", "similarity", "report", "import", "export"),
     *("models", "datasets", "protocols", "convert"),
     *("ls", "verify", "why", "rm"),
 )
@@ -44,9 +54,11 @@ __all__ = [
     "app",
     "catalogues",
     "convert",
+    "finetune",
     "main",
     "output",
     "planning",
+    "similarity",
     "storage",
     "transfer",
     "work",

@@ -20,6 +20,7 @@ from featstore.errors import FeatStoreError
 
 if TYPE_CHECKING:
     from featstore.datasets import Dataset
+    from featstore.probes import Protocol
 
 Where = Annotated[
     list[str],
@@ -164,23 +165,35 @@ def _fetch_all(facts: Mapping[str, dict[str, Any]], data_root: Path | None, as_j
 
 @app.command(epilog="Example: featstore protocols logreg")
 def protocols(
-    name: Annotated[str | None, typer.Argument(help="show this one in full")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="show this one in full, or list this set")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the protocols, or all settings of one; NAME+k=7 changes a setting, and the name."""
-    from featstore.probes import PROTOCOLS, get
+    from featstore import finetuning, probes
 
-    if name is not None:
-        show(get(name).settings(), as_json)
+    known = {**probes.PROTOCOLS, **finetuning.PROTOCOLS}
+    sets = {one for protocol in known.values() for one in protocol.sets}
+    if name is not None and name not in sets:
+        home = finetuning if name.split("+")[0] in finetuning.PROTOCOLS else probes
+        show(_protocol(home.get(name)), as_json)
         return
-    settings = {known: protocol.settings() for known, protocol in PROTOCOLS.items()}
+    facts = {n: _protocol(p) for n, p in known.items() if name is None or name in p.sets}
     if as_json:
-        typer.echo(json.dumps(settings))
+        typer.echo(json.dumps(facts))
         return
-    table(
-        ["protocol", "kind", "normalisation", "source"],
-        [[n, s["kind"], s["normalisation"], s["source"]] for n, s in settings.items()],
-    )
+    columns = ["command", "kind", "normalisation", "transductive", "source"]
+    rows = [one | {"transductive": "yes" if one["transductive"] else ""} for one in facts.values()]
+    table(["protocol", *columns], [[one[k] for k in ("name", *columns)] for one in rows])
+
+
+def _protocol(protocol: Protocol) -> dict[str, Any]:
+    """Facts of one: what runs it, whether scored images take part in it, every setting."""
+    from featstore.finetuning import Finetune
+
+    command = "finetune" if isinstance(protocol, Finetune) else "probe"
+    return protocol.settings() | {"command": command, "transductive": protocol.transductive}
 
 
 def _list(

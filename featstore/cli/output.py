@@ -24,11 +24,15 @@ def report(
     results: ResultsPath = RESULTS,
     out: Annotated[Path, typer.Option(help="file to write")] = Path("data/report.html"),
 ) -> None:
-    """Write one self-contained HTML page: ranking, scores, correlations, gaps, cost."""
-    from featstore.analysis.report import report as write
-    from featstore.results import open_results
+    """Write one self-contained HTML page: prediction, ranking, scores, correlations, cost, gaps.
 
-    typer.echo(f"wrote {write(open_results(results), out)}")
+    After `featstore similarity`, it also shows whose features are alike.
+    """
+    from featstore.analysis.report import report as write
+    from featstore.results import open_results, open_similarity, similarity_target
+
+    compared = open_similarity(results) if similarity_target(results).exists() else None
+    typer.echo(f"wrote {write(open_results(results), out, similarity=compared)}")
 
 
 @app.command(

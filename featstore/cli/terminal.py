@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -46,6 +47,12 @@ def progress(unit: str) -> Iterator[Callable[[str, int, int], None]]:
 
 class InterruptedRunError(Exception):
     """Ctrl-C during long work."""
+
+
+def tell_left_out(cells: Sequence[Any]) -> None:
+    """Say how many cells were left out, by the reason that each has as its `error`."""
+    for reason, count in Counter(one.error for one in cells).items():
+        typer.echo(f"featstore: left out {count} cells: {reason}", err=True)
 
 
 def show(facts: dict[str, Any], as_json: bool) -> None:

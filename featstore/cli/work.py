@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import asdict
 from typing import Annotated
 
@@ -31,7 +30,8 @@ from featstore.cli.options import (
     app,
 )
 from featstore.cli.planning import plan
-from featstore.cli.terminal import progress
+from featstore.cli.terminal import progress, tell_left_out
+from featstore.errors import UnknownNameError
 from featstore.keys import BNMode
 
 
@@ -106,7 +106,7 @@ def extract(
 def probe(
     protocol: Annotated[
         list[str], typer.Option("--protocol", "-p", help="protocol, or set; repeatable")
-    ] = ["all"],
+    ] = ["core"],
     model: Models = [],
     dataset: Datasets = [],
     bn_mode: Modes = [],
@@ -123,14 +123,24 @@ def probe(
     """Fill every missing cell off the store; without -m and -d, for all that is stored."""
     from featstore.sweep import probe as run
 
-    with progress("cells") as advance:
-        done = run(
-            model, dataset, protocols=protocol, bn_modes=bn_mode, seeds=seed, store=store,
-            results=results, device=device, scheduler=scheduler, overwrite=overwrite,
-            progress=advance,
-        )  # fmt: skip
-    for reason, cells in Counter(one.error for one in done.not_applicable).items():
-        typer.echo(f"featstore: left out {cells} cells: {reason}", err=True)
+    try:
+        with progress("cells") as advance:
+            done = run(
+                model, dataset, protocols=protocol, bn_modes=bn_mode, seeds=seed, store=store,
+                results=results, device=device, scheduler=scheduler, overwrite=overwrite,
+                progress=advance,
+            )  # fmt: skip
+    except UnknownNameError:
+        from featstore.finetuning import PROTOCOLS as TRAINED
+
+        for name in protocol:
+            if name.split("+")[0] in TRAINED:
+                raise UnknownNameError(
+                    f"{name} trains on images. Run: "
+                    f"featstore finetune -p {name} -m MODEL -d DATASET"
+                ) from None
+        raise
+    tell_left_out(done.not_applicable)
     for failure in done.failed:
         typer.echo(f"featstore: {failure.what}: {failure.error}", err=True)
     if as_json:

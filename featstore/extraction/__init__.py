@@ -112,7 +112,7 @@ def extract(
     if re.match(r"random\d", variant):
         raise ValueError(f"variant {variant!r} would read as random weights; use another name")
     target = choose_device(device)
-    fetching = partial(_in_mib, progress)
+    fetching = partial(in_mib, progress)
     loaded = [load_dataset(name, data_root=data_root, download=download, progress=fetching)
               for name in datasets_.expand(datasets)]  # fmt: skip
     check_views(views, splits, loaded)
@@ -148,7 +148,7 @@ def extract(
                 started = time.perf_counter()
                 done = fill(
                     stations, images, train, transform,
-                    batch_size=batch_size, num_workers=_workers(num_workers, images),
+                    batch_size=batch_size, num_workers=workers(num_workers, images),
                     skip_errors=skip_errors, progress=progress,
                 )  # fmt: skip
                 decoded += done
@@ -212,7 +212,8 @@ def _check_options(options: Options, modes: Sequence[BNMode]) -> None:
     parse_codec(options.codec, options.dtype)
 
 
-def _in_mib(progress: Progress, what: str, done: int, total: int) -> None:
+def in_mib(progress: Progress, what: str, done: int, total: int) -> None:
+    """Tell of bytes fetched in MiB, under a name that says so."""
     progress(f"{what} (MiB)", done >> 20, total >> 20)
 
 
@@ -235,7 +236,7 @@ def _adapts(members: Sequence[Asked], modes: Sequence[BNMode]) -> bool:
     return BNMode.ADAPT in modes and not all(one.model.bn_free for one in members)
 
 
-def _workers(asked: int | None, images: ImageSplit) -> int:
+def workers(asked: int | None, images: ImageSplit) -> int:
     if asked is not None:
         return asked
     in_memory = isinstance(images.read, datasets_.ArrayImages)

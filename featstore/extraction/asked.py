@@ -92,7 +92,7 @@ def load_asked(
     seed: int,
     variant: str,
     failed: list[FeatStoreError],
-    progress: Progress,
+    progress: Progress | None = None,
 ) -> Iterator[Asked]:
     """Each model once, with all of its sites that are asked for.
 

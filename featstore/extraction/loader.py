@@ -68,7 +68,7 @@ def _collate(samples: Sequence[_Sample]) -> Decoded:
     return stacked or None, valid, [error for _, error in samples if error]
 
 
-def _say_nothing_when_cut_off(_worker: int) -> None:
+def say_nothing_when_cut_off(_worker: int) -> None:
     """In a loader process: no traceback for a batch that an interrupted parent no longer takes."""
     usual = sys.excepthook
 
@@ -103,7 +103,7 @@ def decode(
         _Decoder(images, order, built),
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of row lists will do
         num_workers=num_workers,
-        worker_init_fn=_say_nothing_when_cut_off,
+        worker_init_fn=say_nothing_when_cut_off,
         collate_fn=_collate,
         pin_memory=pin,
         generator=torch.Generator(),  # else it would draw from the global one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,11 +19,12 @@ from featstore.kernels.neighbours import (
     softmax_weights,
     votes,
 )
-from featstore.probes.base import Data, Fitted, Prepared, Protocol, Task, prepared
+from featstore.probes.base import Classifier, Fitted
+from featstore.probes.data import SHOTS, Data, Prepared, Task, prepared
 
 
 @dataclass(frozen=True, kw_only=True)
-class KNN(Protocol):
+class KNN(Classifier):
     """Vote of the k nearest train rows.
 
     Attributes
@@ -44,29 +46,23 @@ class KNN(Protocol):
             raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
         if self.weighting not in ("distance", "softmax"):
             raise ValueError(f"weighting must be distance or softmax, got {self.weighting!r}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if self.k < 1:
+            raise ValueError(f"k must be at least 1, got {self.k}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be above 0 and finite, got {self.temperature:g}")
 
     def fit(self, task: Task) -> Fitted:
         """Scorer by neighbour lists; log of each category's share of the vote."""
-        if not 1 <= self.k <= len(task.train):
+        if self.k > len(task.train):
             raise NotApplicableError(
                 f"k must lie in 1..{len(task.train)} (rows of the train split), got {self.k} of "
                 f"{self.name}; use a protocol of smaller k, or -p {self.name.partition('+')[0]}+k=N"
             )
-        bank = list(
-            zip(_starts(task.train), prepared(task, task.train, self.normalisation), strict=True)
-        )
         labels = to_device(task.train.labels, task.xp)
-        lists = task.cache.setdefault(("neighbours", self.metric, self.normalisation), {})
+        search = Search(task, self.metric, self.normalisation)
 
         def score(queries: Array, number: int) -> Array:
-            known = lists.get(number)
-            if known is None or known[0].shape[1] < self.k:
-                search = partial(_search, queries=queries, k=self.k, metric=self.metric, xp=task.xp)
-                merge = partial(merge_nearest, k=self.k, metric=self.metric, xp=task.xp)
-                known = lists[number] = reduce_blocks(search, bank, merge, parallel=task.parallel)
-            value, index = known[0][:, : self.k], known[1][:, : self.k]
+            value, index = search.nearest(queries, number, self.k)
             voters = task.xp.take(labels, task.xp.reshape(index, (-1,)))
             total = votes(
                 task.xp.reshape(voters, index.shape),
@@ -84,6 +80,28 @@ class KNN(Protocol):
         if self.weighting == "distance":
             return inverse_distance_weights(value, xp=xp)
         return softmax_weights(value, temperature=self.temperature, xp=xp)
+
+
+class Search:
+    """Train rows near test rows; the longest list of a block is kept for the whole task."""
+
+    def __init__(self, task: Task, metric: str, normalisation: str) -> None:
+        rows = prepared(task, task.train, normalisation)
+        self.bank = list(zip(_starts(task.train), rows, strict=True))
+        self.lists = task.cache.setdefault(("neighbours", metric, normalisation), {})
+        self.metric, self.task = metric, task
+
+    def nearest(self, queries: Array, number: int, k: int) -> Neighbours:
+        """Values and positions (q, k) of the nearest train rows to a block of test rows."""
+        known = self.lists.get(number)
+        if known is None or known[0].shape[1] < k:
+            xp, metric = self.task.xp, self.metric
+            search = partial(_search, queries=queries, k=k, metric=metric, xp=xp)
+            merge = partial(merge_nearest, k=k, metric=metric, xp=xp)
+            known = self.lists[number] = reduce_blocks(
+                search, self.bank, merge, parallel=self.task.parallel
+            )
+        return known[0][:, :k], known[1][:, :k]
 
 
 def _starts(data: Data) -> list[int]:
@@ -104,7 +122,7 @@ PROTOCOLS = [
             name=f"knn-marks{suffix}",
             k=20,
             normalisation=normalisation,
-            sets=("marks2024",),
+            sets=("core", "marks2024"),
             source="Marks et al., arXiv:2407.12210: KNeighborsClassifier(20, weights='distance')",
         )
         for suffix, normalisation in (
@@ -120,9 +138,22 @@ PROTOCOLS = [
             metric="cosine",
             weighting="softmax",
             normalisation="l2",
-            sets=("dino",),
+            sets=("core", "dino"),
             source="Caron et al., arXiv:2104.14294: weight exp(cosine / 0.07)",
         )
         for k in (10, 20, 100, 200)
+    ),
+    *(
+        KNN(
+            name=f"knn-{shots}shot",
+            k=shots,
+            metric="cosine",
+            weighting="softmax",
+            normalisation="l2",
+            shots=shots,
+            sets=("kshot",),
+            source="as knn-dino, among few train images of each category, with k of as many",
+        )
+        for shots in SHOTS
     ),
 ]

@@ -1,30 +1,44 @@
-"""Linear heads trained by SGD on stored features, as Marks et al. train theirs."""
+"""Heads trained by SGD on stored features: as Marks et al. train theirs, and as DINOv2 does."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from featstore.backend import Array, to_device, to_host
-from featstore.probes.base import Data, Fitted, Protocol, Task, prepared
+from featstore.errors import NotApplicableError, ProbeError
+from featstore.probes.base import Classifier, Fitted, check_ascending
+from featstore.probes.data import Task, prepared
+from featstore.probes.logreg import held_out_rows
+
+HEADS = ("linear", "mlp")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearSGD(Protocol):
-    """One linear layer, trained on stored features of the centre view; the last epoch counts.
+class LinearSGD(Classifier):
+    """One linear layer, or a small network, trained on stored features; the last epoch counts.
 
     Attributes
     ----------
+    views : 0 to train on the centre view; N to draw, for each image and epoch, one of N augmented
+        views that are stored (`featstore extract --views N`)
     lr_per_256 : learning rate per 256 images of a batch
     warmup : epochs of linear warm-up, before cosine decay
     clip : largest norm of the gradient
-    head_bn : BatchNorm (affine, eps 1e-5, momentum 0.1) before the layer
+    head : `linear`, or `mlp` of three layers with `hidden` units and ReLU between
+    head_bn : BatchNorm (affine, eps 1e-5, momentum 0.1) before the head
     """
 
+    allowed: ClassVar[tuple[str, ...]] = ("none", "bn")
+
+    views: int = 0
     epochs: int = 100
     batch_size: int = 1024
     lr_per_256: float = 0.1
@@ -32,61 +46,184 @@ class LinearSGD(Protocol):
     weight_decay: float = 0.0
     warmup: int = 5
     clip: float = 0.5
+    head: str = "linear"
+    hidden: int = 1000
     head_bn: bool = False
+    rescaled: bool = True
     kind: str = "linear"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.normalisation != ("bn" if self.head_bn else "none"):
             raise ValueError("normalisation is `bn` with head_bn, else `none`")
-        if min(self.epochs, self.batch_size) < 1 or self.warmup < 0:
-            raise ValueError("epochs and batch_size must be at least 1, warmup at least 0")
+        if self.head not in HEADS:
+            raise ValueError(f"head must be one of {', '.join(HEADS)}, got {self.head!r}")
+        if min(self.epochs, self.batch_size, self.hidden) < 1 or min(self.warmup, self.views) < 0:
+            raise ValueError(
+                "epochs, batch_size and hidden must be at least 1, warmup and views at least 0"
+            )
+        if not (0 < self.lr_per_256 < math.inf and self.clip > 0):
+            raise ValueError(
+                f"lr_per_256 and clip must be above 0, got {self.lr_per_256:g} and {self.clip:g}"
+            )
+        if not (0 <= self.weight_decay < math.inf and 0 <= self.momentum < 1):
+            raise ValueError(
+                f"weight_decay must be 0 or more and momentum lie in 0..1 and not be 1, got "
+                f"{self.weight_decay:g} and {self.momentum:g}"
+            )
+
+    def splits(self, stored: Collection[str]) -> tuple[str, ...]:
+        """Train and test, the augmented views, and val where it is stored, to calibrate by."""
+        views = (f"train+aug{view}" for view in range(self.views))
+        return ("train", *views, *(("val",) if "val" in stored else ()), "test")
 
     def fit(self, task: Task) -> Fitted:
         """Scorer by log-probabilities."""
         device = torch.device(task.device)
         generator = torch.Generator().manual_seed(task.seed)
         head = self._head(task.train.width, task.n_categories, generator).to(device)
-        features, labels = _stored_rows(task.train)
-        x, y = torch.from_numpy(features).to(device), torch.from_numpy(labels).to(device)
+        x, y = _views(task, device, augmented=bool(self.views))
         loss = self._train(head, x, y, generator)
         head.eval()
-
-        @torch.inference_mode()
-        def score(rows: Array, number: int) -> Array:
-            embedded = torch.from_numpy(to_host(rows)).float().to(device)
-            log_proba = torch.log_softmax(head(embedded).double(), dim=1)
-            return to_device(log_proba.cpu().numpy(), task.xp)
-
-        return Fitted(prepared(task, task.test, "none"), score, {"last_epoch_train_loss": loss})
+        unseen = None
+        if task.val is not None:
+            features, labels = task.val.rows()
+            unseen = _apply(head, torch.from_numpy(features).to(device)), labels
+        return _scored(task, head, {"last_epoch_train_loss": loss}, unseen)
 
     def _head(self, width: int, n_categories: int, generator: torch.Generator) -> nn.Module:
-        layer = nn.Linear(width, n_categories, device="meta").to_empty(device="cpu")
-        nn.init.normal_(layer.weight, std=0.01, generator=generator)
-        nn.init.zeros_(layer.bias)
-        if not self.head_bn:
-            return layer
-        return nn.Sequential(nn.BatchNorm1d(width, eps=1e-5, momentum=0.1), layer)
+        inner = [self.hidden, self.hidden] if self.head == "mlp" else []
+        sizes = [width, *inner, n_categories]
+        return stacked(sizes, lambda a, b: _layer(a, b, generator), bn=self.head_bn)
 
     def _train(self, head: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> float:
         base = self.lr_per_256 * self.batch_size / 256
         optimiser = torch.optim.SGD(
             head.parameters(), lr=base, momentum=self.momentum, weight_decay=self.weight_decay
         )
+        n = len(y)
         total = math.nan
         for epoch in range(self.epochs):
             for group in optimiser.param_groups:
                 group["lr"] = base * schedule_factor(epoch, self.epochs, self.warmup)
             total = 0.0
-            order = torch.randperm(len(x), generator=generator)
+            order = torch.randperm(n, generator=generator)
+            view = torch.zeros(n, dtype=torch.int64)
+            if self.views:
+                view = torch.randint(len(x), (n,), generator=generator)
             for rows in _batches(order, self.batch_size):
-                rows = rows.to(x.device)
-                loss = nn.functional.cross_entropy(head(x[rows].float()), y[rows])
+                batch = x[view[rows].to(x.device), rows.to(x.device)].float()
+                loss = nn.functional.cross_entropy(head(batch), y[rows.to(y.device)])
                 optimiser.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(head.parameters(), self.clip)
                 optimiser.step()
                 total += float(loss.detach()) * len(rows)
-        return total / len(x)
+        return total / n
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearGrid(Classifier):
+    """A linear layer for each learning rate, trained at once; the best on held-out rows wins.
+
+    The winner is trained again on all of train.
+
+    Attributes
+    ----------
+    lrs_per_256 : ascending learning rates per 256 images of a batch, decayed by a cosine to 0
+    iterations : steps of SGD, each on `batch_size` rows
+    held_out : share of train on which the rate is chosen where the dataset has no val split
+    """
+
+    lrs_per_256: tuple[float, ...]
+    iterations: int = 12_500
+    batch_size: int = 128
+    momentum: float = 0.9
+    held_out: float = 0.1
+    rescaled: bool = True
+    kind: str = "linear"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.lrs_per_256 or not all(0 < rate < math.inf for rate in self.lrs_per_256):
+            raise ValueError(
+                f"lrs_per_256 must be above 0, at least one, got {list(self.lrs_per_256)}"
+            )
+        check_ascending("lrs_per_256", self.lrs_per_256)
+        if min(self.iterations, self.batch_size) < 1:
+            raise ValueError(
+                f"iterations and batch_size must be at least 1, got {self.iterations} and "
+                f"{self.batch_size}"
+            )
+        if not (0 < self.held_out <= 0.5 and 0 <= self.momentum < 1):
+            raise ValueError(
+                f"held_out must lie in 0..0.5 and not be 0, momentum in 0..1 and not be 1, got "
+                f"{self.held_out:g} and {self.momentum:g}"
+            )
+
+    def splits(self, stored: Collection[str]) -> tuple[str, ...]:
+        """Train and test, and val where it is stored."""
+        return ("train", "val", "test") if "val" in stored else ("train", "test")
+
+    def fit(self, task: Task) -> Fitted:
+        """Scorer by log-probabilities."""
+        device = torch.device(task.device)
+        views, y = _views(task, device, augmented=False)
+        x = views[0]
+        if task.val is not None:
+            features, labels = task.val.rows()
+            val, truth = torch.from_numpy(features).to(device), labels
+            kept, known = x, y
+        else:
+            out = torch.from_numpy(held_out_rows(task.train.labels, self.held_out, task.seed))
+            val, truth = x[out.to(device)], task.train.labels[out.numpy()]
+            kept, known = x[~out.to(device)], y[~out.to(device)]
+        heads = self._train(kept, known, self.lrs_per_256, task)
+        scores = [task.score(_apply(head, val), truth) for head in heads]
+        best = int(np.argmax(scores))
+        (head,) = self._train(x, y, self.lrs_per_256[best : best + 1], task)
+        return _scored(
+            task,
+            head,
+            {
+                "lr_per_256": self.lrs_per_256[best],
+                "lr_at_edge": best in (0, len(scores) - 1),
+                "held_out_rows": len(truth),
+                f"held_out_{task.metric}": scores,
+            },
+            (_apply(heads[best], val), truth),
+        )
+
+    def _train(self, x: Tensor, y: Tensor, rates: tuple[float, ...], task: Task) -> list[nn.Linear]:
+        """A trained layer for each rate; every one sees the same batches from the same start."""
+        generator = torch.Generator().manual_seed(task.seed)
+        start = _layer(x.shape[1], task.n_categories, generator).to(x.device)
+        weight = torch.stack([start.weight.detach()] * len(rates)).requires_grad_()
+        bias = torch.zeros(len(rates), 1, task.n_categories, device=x.device, requires_grad=True)
+        parameters = (weight, bias)
+        velocity = [torch.zeros_like(one) for one in parameters]
+        peak = torch.tensor(rates, device=x.device)[:, None, None] * self.batch_size / 256
+        batches = _endless(len(x), self.batch_size, generator)
+        for step in range(self.iterations):
+            rows = next(batches).to(x.device)
+            logits = x[rows].float() @ weight.transpose(1, 2) + bias
+            target = y[rows].expand(len(rates), -1).flatten()
+            # Summed over the layers and meant over rows, so that each has its own gradient.
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), target) * len(rates)
+            slopes = torch.autograd.grad(loss, parameters)
+            rate = peak * (1 + math.cos(math.pi * step / self.iterations)) / 2
+            with torch.no_grad():
+                for one, slope, moved in zip(parameters, slopes, velocity, strict=True):
+                    moved.mul_(self.momentum).add_(slope)
+                    one -= rate * moved
+        heads = []
+        for i in range(len(rates)):
+            head = nn.Linear(x.shape[1], task.n_categories, device=x.device)
+            with torch.no_grad():
+                head.weight.copy_(weight[i])
+                head.bias.copy_(bias[i, 0])
+            heads.append(head)
+        return heads
 
 
 def schedule_factor(epoch: int, epochs: int, warmup: int) -> float:
@@ -99,6 +236,64 @@ def schedule_factor(epoch: int, epochs: int, warmup: int) -> float:
     return (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup))) / 2
 
 
+def stacked(
+    sizes: Sequence[int], layer: Callable[[int, int], nn.Linear], *, bn: bool
+) -> nn.Sequential:
+    """Layers from each size to the next with ReLU between, after a BatchNorm if asked for."""
+    layers: list[nn.Module] = [nn.BatchNorm1d(sizes[0], eps=1e-5, momentum=0.1)] * bn
+    for i, (width, out) in enumerate(pairwise(sizes)):
+        if i:
+            layers.append(nn.ReLU())
+        layers.append(layer(width, out))
+    return nn.Sequential(*layers)
+
+
+def _layer(width: int, out: int, generator: torch.Generator) -> nn.Linear:
+    """A layer with weight N(0, .01) and bias 0."""
+    layer = nn.Linear(width, out, device="meta").to_empty(device="cpu")
+    nn.init.normal_(layer.weight, std=0.01, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _views(task: Task, device: torch.device, *, augmented: bool) -> tuple[Tensor, Tensor]:
+    """Train rows (views, n, d) in the stored dtype, and their labels (n,)."""
+    parts = task.views if augmented else [task.train]
+    if not parts:
+        raise NotApplicableError(
+            "it trains on augmented views, and there are none here: featstore extract --views N "
+            "keeps N of train, and a draw of few images has none"
+        )
+    if not all(np.array_equal(part.index, task.train.index) for part in parts):
+        raise ProbeError("the stored views are not of the same train images; extract them anew")
+    stacked = np.stack([part.rows()[0] for part in parts])
+    labels = torch.from_numpy(task.train.labels)
+    return torch.from_numpy(stacked).to(device), labels.to(device)
+
+
+def _scored(
+    task: Task,
+    head: Callable[[Tensor], Tensor],
+    certificate: dict[str, Any],
+    held_out: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Fitted:
+    """A trained head as a scorer of the test rows."""
+
+    @torch.inference_mode()
+    def score(rows: Array, number: int) -> Array:
+        embedded = torch.from_numpy(to_host(rows)).float().to(task.device)
+        log_proba = torch.log_softmax(head(embedded).double(), dim=1)
+        return to_device(log_proba.cpu().numpy(), task.xp)
+
+    return Fitted(prepared(task, task.test, "none"), score, certificate, held_out)
+
+
+@torch.inference_mode()
+def _apply(head: Callable[[Tensor], Tensor], x: Tensor) -> np.ndarray:
+    """Logits (n, c) of stored rows."""
+    return torch.cat([head(rows.float()) for rows in x.split(65_536)]).cpu().numpy()
+
+
 def _batches(order: Tensor, size: int) -> list[Tensor]:
     """Batches of an epoch; a last one of a single row has no variance, so it joins another."""
     batches = list(order.split(size))
@@ -107,20 +302,38 @@ def _batches(order: Tensor, size: int) -> list[Tensor]:
     return batches
 
 
-def _stored_rows(data: Data) -> tuple[np.ndarray, np.ndarray]:
-    """All rows in the stored dtype, half the room of what is computed with."""
-    parts = [block.read() for block in data.blocks]
-    return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
+def _endless(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Batches of one permutation of the rows after the other."""
+    while True:
+        yield from torch.randperm(n, generator=generator).split(size)
 
+
+_SOURCE = "Marks et al., arXiv:2407.12210, on stored features of "
 
 PROTOCOLS = [
-    LinearSGD(
-        name=f"linear-marks-1view{suffix}",
-        normalisation=normalisation,
-        head_bn=bool(suffix),
-        sets=("marks2024",),
-        source="Marks et al., arXiv:2407.12210, on features of one centre view in place of a fresh "
-        "augmentation per epoch",
-    )
-    for suffix, normalisation in (("", "none"), ("-bn", "bn"))
+    *(
+        LinearSGD(
+            name=f"linear-marks-{max(views, 1)}view{'-mlp' * mlp}{'-bn' * bn}",
+            views=views,
+            normalisation="bn" if bn else "none",
+            head="mlp" if mlp else "linear",
+            head_bn=bn,
+            sets=("marks2024",) if views or mlp else ("core", "marks2024"),
+            source=_SOURCE
+            + (
+                f"{views} augmented views, one drawn an epoch"
+                if views
+                else "one centre view in place of a fresh augmentation per epoch"
+            ),
+        )
+        for views in (0, 8)
+        for mlp in (False, True)
+        for bn in (False, True)
+    ),
+    LinearGrid(
+        name="linear-dinov2",
+        lrs_per_256=(1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1),
+        source="Oquab et al., arXiv:2304.07193: 13 learning rates, here on stored features of one "
+        "view and chosen on held-out rows; meant for @cls-last4 and @cls+avg",
+    ),
 ]

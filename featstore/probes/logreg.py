@@ -1,9 +1,9 @@
-"""Multinomial logistic regression off the store, its C chosen on a held-out tenth of train."""
+"""Logistic regression off the store, its C chosen on rows that it was not fitted on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -11,148 +11,363 @@ import numpy as np
 
 from featstore.backend import Array, to_device, to_host
 from featstore.blocks import Block, reduce_blocks
+from featstore.errors import NotApplicableError
 from featstore.kernels.softmax import (
     fit_logistic,
     fit_logistic_path,
     predict_log_proba,
+    sigmoid_loss,
     softmax_loss,
 )
-from featstore.probes.base import Fitted, Protocol, Task, held, prepared
+from featstore.probes.base import Classifier, Fitted, check_exponents
+from featstore.probes.data import SHOTS, Data, Prepared, Task, held, prepared
+
+DRAWS = ("stratified", "permutation")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogisticRegression(Protocol):
+class LogisticRegression(Classifier):
     """L2-penalised logistic regression with intercept, by L-BFGS to a stated gradient.
+
+    Multinomial; of several labels a row, one regression for each category against the rest, all
+    with one C.
 
     Attributes
     ----------
-    log10_c : ascending grid of C = 10**x, C as in scikit-learn; the smallest of the best wins
-    held_out : share of train (every n-th row, n = 1 / share rounded), stratified and seeded, on
-        which C is chosen by top-1; the model is then fitted again on all of train
+    log10_c : ascending grid of C = 10**x, C as in scikit-learn; of one there is nothing to choose
+    two_columns : of two categories, and of each where a row may have several, C is instead that of
+        a softmax of two columns, as Ericsson et al. count it: half of scikit-learn's
+    ties : of equally good C, the `smallest` wins or the `largest`
+    official : choose C on the dataset's own val split, where there is one and it is stored, and
+        fit again on train and val
+    held_out : else the share of train on which C is chosen, by the dataset's metric; the model is
+        then fitted again on all of train. Of few images, folds take turns; of one image of each
+        category, C is that nearest 1
+    draw : of these rows: `stratified` (every n-th row of a category, n = 1 / held_out rounded,
+        after a seeded shuffle) or `permutation` (the first of a seeded permutation of the dataset)
     path_tolerance, path_iterations : a fit made to choose C ends at this certified excess of the
         objective over the optimum, or after so many iterations; it starts from the C before
     tolerance, max_iterations : the same of the final fit; its certificate is recorded
     """
 
     log10_c: tuple[float, ...]
+    two_columns: bool = False
+    ties: str = "smallest"
+    official: bool = False
     held_out: float = 0.1
+    draw: str = "stratified"
     path_tolerance: float = 1e-3
     path_iterations: int = 200
     tolerance: float = 1e-4
     max_iterations: int = 2000
+    rescaled: bool = True
     kind: str = "linear"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_exponents("log10_c", self.log10_c, ascending=True)
         if not 0 < self.held_out <= 0.5:
-            raise ValueError(f"held_out must lie in 0..0.5, got {self.held_out}")
+            raise ValueError(f"held_out must lie in 0..0.5 and not be 0, got {self.held_out:g}")
+        if not (0 < self.tolerance < np.inf and 0 < self.path_tolerance < np.inf):
+            raise ValueError(
+                f"tolerance and path_tolerance must be above 0, got {self.tolerance:g} and "
+                f"{self.path_tolerance:g}"
+            )
+        if min(self.max_iterations, self.path_iterations) < 1:
+            raise ValueError(
+                f"max_iterations and path_iterations must be at least 1, got "
+                f"{self.max_iterations} and {self.path_iterations}"
+            )
+        if self.ties not in ("smallest", "largest"):
+            raise ValueError(f"ties must be smallest or largest, got {self.ties!r}")
+        if self.draw not in DRAWS:
+            raise ValueError(f"draw must be one of {', '.join(DRAWS)}, got {self.draw!r}")
+
+    def splits(self, stored: Any) -> tuple[str, ...]:
+        """Train and test, and val where it is official and stored."""
+        return ("train", "val", "test") if self.official and "val" in stored else ("train", "test")
+
+    def check(self, task: Task) -> None:
+        """As for every protocol; several labels a row are welcome."""
+        task.check()
 
     def fit(self, task: Task) -> Fitted:
-        """Scorer by log-probabilities."""
-        out = held_out_rows(task.train.labels, self.held_out, task.seed)
-        # scikit-learn fits one column for two categories; in two, the same optimum costs double
-        scale = 2.0 if task.n_categories == 2 else 1.0
+        """Scorer by log-probabilities; of several labels a row, by log-odds."""
         cs = [10.0**x for x in self.log10_c]
+        # The same log-odds pay twice as much in one column as in two, which share them. We fit one
+        # where a row may have several labels, else one for each category.
+        scale = 1.0
+        if task.multi_label and self.two_columns:
+            scale = 0.5
+        elif not task.multi_label and task.n_categories == 2 and not self.two_columns:
+            scale = 2.0
         penalties = [scale / c for c in cs]
-        shape = {"n_features": task.train.width, "n_categories": task.n_categories}
-        accuracies, start = self._choose(task, out, penalties, shape)
-        best = int(np.argmax(accuracies))
-        rows = held(prepared(task, task.train, self.normalisation), task.train)
+        sides, every = self._sides(task)
+        chosen = self._choose(task, sides, penalties)
+        best = chosen.best
         weight, certificate = fit_logistic(
-            partial(_evaluate, rows=rows, task=task),
-            **shape,
+            partial(_evaluate, rows=held(prepared(task, every, self.normalisation), every),
+                    task=task),
+            **_shape(task),
             penalty=penalties[best],
-            start=start,
+            start=chosen.start,
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
-        )
+        )  # fmt: skip
         on_device = to_device(weight, task.xp)
         return Fitted(
             prepared(task, task.test, self.normalisation),
-            lambda x, number: predict_log_proba(on_device, x, xp=task.xp),
+            lambda x, number: _predict(on_device, x, task),
             {
                 **asdict(certificate),
                 "C": cs[best],
-                "C_at_edge": best in (0, len(cs) - 1),
-                "C_tried": cs,
-                "held_out_rows": int(out.sum()),
-                "held_out_top1": accuracies,
+                "C_at_edge": bool(sides) and best in (0, len(cs) - 1),
+                "C_tried": cs if sides else [cs[best]],
+                "train_rows": len(every),
+                "held_out_rows": chosen.rows,
+                **chosen.certificate,
             },
+            None if task.multi_label else chosen.unseen,
         )
 
+    def _sides(self, task: Task) -> tuple[list[tuple[list[Prepared], list[Prepared]]], Data]:
+        """Rows to fit each C on and those to choose it by, perhaps in folds; rows of the final fit.
+
+        No such pair where there is nothing to choose, or no row can be spared.
+        """
+        if len(self.log10_c) == 1:
+            return [], task.train
+        if self.official and task.val is not None:
+            kept = prepared(task, task.train, self.normalisation)
+            asked = prepared(task, task.val, self.normalisation)
+            return [(kept, asked)], task.train.joined(task.val)
+        if self.draw == "permutation":
+            masks = permuted_folds(task, self.held_out)
+        elif task.multi_label:
+            raise NotApplicableError(f"{self.name} draws rows by category, and a row has several")
+        else:
+            masks = folds(task.train.labels, self.held_out, task.seed)
+        sides = [
+            (
+                prepared(task, task.train, self.normalisation, ~out),
+                prepared(task, task.train, self.normalisation, out),
+            )
+            for out in masks
+        ]
+        return sides, task.train
+
     def _choose(
-        self, task: Task, out: np.ndarray, penalties: Sequence[float], shape: dict[str, int]
-    ) -> tuple[list[float], np.ndarray]:
-        """Top-1 on the held-out rows for each C tried, and the weight of the best."""
-        kept = held(prepared(task, task.train, self.normalisation, ~out), task.train)
-        asked = held(prepared(task, task.train, self.normalisation, out), task.train)
-        accuracies: list[float] = []
-        best = np.zeros((shape["n_features"] + 1, shape["n_categories"]))
-        path = fit_logistic_path(
-            partial(_evaluate, rows=kept, task=task),
-            **shape,
-            penalties=penalties,
-            tolerance=self.path_tolerance,
-            max_iterations=self.path_iterations,
-        )
-        for weight, _ in path:
-            count = partial(_count_right, weight=to_device(weight, task.xp), xp=task.xp)
-            top1 = reduce_blocks(count, asked, _add) / int(out.sum())
-            if top1 > max(accuracies, default=-1.0):
-                best = weight
-            accuracies.append(top1)
-        return accuracies, best
+        self,
+        task: Task,
+        sides: Sequence[tuple[list[Prepared], list[Prepared]]],
+        penalties: Sequence[float],
+    ) -> _Chosen:
+        """The C of the best score on the rows to choose by; without any, that nearest 1."""
+        if not sides:
+            return _Chosen(min(range(len(self.log10_c)), key=lambda i: abs(self.log10_c[i])))
+        paths = [
+            fit_logistic_path(
+                partial(_evaluate, rows=held(kept, task.train), task=task),
+                **_shape(task),
+                penalties=penalties,
+                tolerance=self.path_tolerance,
+                max_iterations=self.path_iterations,
+            )
+            for kept, _ in sides
+        ]
+        rows = [held(asked, task.train) for _, asked in sides]
+
+        def unseen(i: int) -> tuple[np.ndarray, np.ndarray]:
+            """Scores of all rows to choose by, each by the fit that has not seen it."""
+            found = [_scores(path[i][0], of, task) for path, of in zip(paths, rows, strict=True)]
+            scores, labels = zip(*found, strict=True)
+            return np.concatenate(scores), np.concatenate(labels)
+
+        scores = [task.score(*unseen(i)) for i in range(len(penalties))]
+        order = range(len(scores)) if self.ties == "smallest" else range(len(scores) - 1, -1, -1)
+        best = max(order, key=lambda i: scores[i])
+        own = unseen(best)
+        fits = [certificate for path in paths for _, certificate in path]
+        told = {
+            f"held_out_{task.metric}": scores,
+            "folds": len(sides),
+            "path_excess": max(one.excess for one in fits),
+            "path_converged": all(one.converged for one in fits),
+        }
+        return _Chosen(best, paths[0][best][0], own, len(own[1]), told)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Which C, and what is known of the choice.
+
+    Attributes
+    ----------
+    best : its number ; start : weight of its fit, if any ; rows : that it was chosen by
+    unseen : scores and labels of these rows, by fits that have not seen them
+    """
+
+    best: int
+    start: np.ndarray | None = None
+    unseen: tuple[np.ndarray, np.ndarray] | None = None
+    rows: int = 0
+    certificate: dict[str, Any] = field(default_factory=dict)
+
+
+def folds(labels: np.ndarray, share: float, seed: int) -> list[np.ndarray]:
+    """Masks (n,) of rows to choose by: one share of them, spread evenly over the categories.
+
+    Where that is less than one row of each category, up to five folds instead, by which each row
+    is asked once; a category of one row is in no fold. None if all are.
+    """
+    if _spares_each(labels, share):
+        return [held_out_rows(labels, share, seed)]
+    counts = np.bincount(labels)
+    more = counts[counts > 1]
+    if not len(more):
+        return []
+    by_category = _shuffled_by_category(labels, seed)
+    place = np.empty(len(labels), np.int64)  # of a row within its category
+    place[by_category] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    number = min(5, int(more.min()))
+    return [(counts[labels] > 1) & (place % number == fold) for fold in range(number)]
+
+
+def _spares_each(labels: np.ndarray, share: float) -> bool:
+    """Whether a share of the rows is one of each category or more."""
+    return int(share * len(labels)) >= len(np.unique(labels))
+
+
+def _shuffled_by_category(labels: np.ndarray, seed: int) -> np.ndarray:
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    return np.asarray(shuffled[np.argsort(labels[shuffled], kind="stable")])
 
 
 def held_out_rows(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     """(n,) mask of a seeded share of the rows, spread evenly over the categories.
 
     A category of one row stays whole.
+
+    Raises
+    ------
+    NotApplicableError
+        All are of one row.
     """
-    rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(len(labels))
-    by_category = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    by_category = _shuffled_by_category(labels, seed)
     step = round(1 / share)
     mask = np.zeros(len(labels), bool)
     mask[by_category[step - 1 :: step]] = True
     counts = np.bincount(labels)
     lonely = counts[labels] == 1
+    if lonely.all():
+        raise NotApplicableError("each category has one train image, none of which can be spared")
     mask[lonely] = False
     if not mask.any():  # fewer rows than a share: one of the largest category
         mask[by_category[labels[by_category] == counts.argmax()][0]] = True
     return mask
 
 
+def permuted_folds(task: Task, share: float) -> list[np.ndarray]:
+    """Masks (n,) of train rows to choose by, as Ericsson et al. draw them: `permuted_rows`.
+
+    Of train cut to a draw, the permutation is of the rows drawn; where a share of these is less
+    than one of each category, the masks are those of `folds`.
+    """
+    data = task.train
+    if not task.drawn:
+        return [permuted_rows(data, share, task.seed)]
+    if not _spares_each(data.labels, share):
+        return folds(data.labels, share, task.seed)
+    places = np.argsort(np.argsort(data.index))  # in the dataset's order, so of every model alike
+    return [permuted_rows(replace(data, index=places, n_skipped=0), share, task.seed)]
+
+
+def permuted_rows(data: Data, share: float, seed: int) -> np.ndarray:
+    """(n,) mask of the first share of NumPy's seeded permutation of the dataset's own order.
+
+    As Ericsson et al. draw their validation rows, so that these are theirs for seed 0.
+
+    Raises
+    ------
+    NotApplicableError
+        None of the rows is among them, or each is.
+    """
+    size = max(len(data) + data.n_skipped, int(data.index.max()) + 1)
+    order = np.random.RandomState(seed).permutation(size)
+    mask = np.isin(data.index, order[: int(share * size)])
+    if not mask.any() or mask.all():
+        raise NotApplicableError(
+            f"{len(data)} train rows are too few to hold {share:g} of them out"
+        )
+    return mask
+
+
+def _shape(task: Task) -> dict[str, int]:
+    return {"n_features": task.train.width, "n_categories": task.n_categories}
+
+
 def _evaluate(weight: np.ndarray, *, rows: Sequence[Block], task: Task) -> tuple[float, np.ndarray]:
-    kernel = partial(_loss, weight=to_device(weight, task.xp), xp=task.xp)
-    loss, gradient = reduce_blocks(kernel, rows, _add_pairs, parallel=task.parallel)
-    return float(loss), to_host(gradient)
+    loss = sigmoid_loss if task.multi_label else softmax_loss
+    kernel = partial(_loss, weight=to_device(weight, task.xp), loss=loss, xp=task.xp)
+    total, gradient = reduce_blocks(kernel, rows, _add_pairs, parallel=task.parallel)
+    return float(total), to_host(gradient)
 
 
-def _loss(block: Block, *, weight: Array, xp: Any) -> tuple[Array, Array]:
+def _loss(block: Block, *, weight: Array, loss: Any, xp: Any) -> tuple[Array, Array]:
     features, labels = block.read()
-    return softmax_loss(weight, features, labels, xp=xp)
-
-
-def _count_right(block: Block, *, weight: Array, xp: Any) -> int:
-    """Rows of a block that a weight gets right."""
-    features, labels = block.read()
-    guess = xp.argmax(predict_log_proba(weight, features, xp=xp), axis=1)
-    return int(xp.sum(xp.astype(guess == labels, xp.int64)))
-
-
-def _add(a: int, b: int) -> int:
-    return a + b
+    found: tuple[Array, Array] = loss(weight, features, labels, xp=xp)
+    return found
 
 
 def _add_pairs(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
     return a[0] + b[0], a[1] + b[1]
 
 
+def _predict(weight: Array, features: Array, task: Task) -> Array:
+    if task.multi_label:
+        return features @ weight[:-1, :] + weight[-1:, :]
+    return predict_log_proba(weight, features, xp=task.xp)
+
+
+def _scores(weight: np.ndarray, rows: Sequence[Block], task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (n, c) of a weight on some rows, and their labels."""
+    on_device = to_device(weight, task.xp)
+    read = [(_predict(on_device, x, task), y) for x, y in (block.read() for block in rows)]
+    found, labels = zip(*read, strict=True)
+    return np.concatenate([*map(to_host, found)]), np.concatenate([*map(to_host, labels)])
+
+
 PROTOCOLS = [
     LogisticRegression(
         name="logreg",
         log10_c=tuple(float(x) for x in range(-6, 6)),
+        sets=("core",),
         source="C over Ericsson et al.'s range (arXiv:2011.13377), chosen on a tenth of train",
-    )
+    ),
+    LogisticRegression(
+        name="logreg-ericsson",
+        log10_c=tuple(float(x) for x in np.linspace(-5, 6, 45)),
+        two_columns=True,
+        ties="largest",  # they go from the largest C down, and the first of the best wins
+        official=True,
+        held_out=0.2,
+        draw="permutation",
+        path_tolerance=1e-6,
+        path_iterations=5000,
+        sets=("ericsson2021",),
+        source="Ericsson et al., arXiv:2011.13377: 45 C on the official validation split or a "
+        "fifth of train; every fit converged, as theirs were not",
+    ),
+    *(
+        LogisticRegression(
+            name=f"logreg-{shots}shot",
+            log10_c=(0.0,),
+            normalisation="l2",
+            shots=shots,
+            sets=("kshot",),
+            source="Tian et al., arXiv:2003.11539: C = 1 on normalised features; few train images "
+            "of each category",
+        )
+        for shots in SHOTS
+    ),
 ]

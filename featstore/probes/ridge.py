@@ -19,32 +19,32 @@ from featstore.kernels.ridge import (
     merge_grams,
     solve_ridge,
 )
-from featstore.probes.base import Fitted, Protocol, Task, held, prepared
+from featstore.probes.base import Classifier, Fitted, check_exponents
+from featstore.probes.data import SHOTS, Task, held, prepared
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ridge(Protocol):
+class Ridge(Classifier):
     """Least squares to one-hot categories with an L2 penalty and an intercept.
 
     Attributes
     ----------
-    log10_lambda : grid of lambda = 10**x, on the scale of scikit-learn's `Ridge(alpha)`; the one
-        of least squared leave-one-out error wins, the smallest of equals
+    log10_lambda : ascending grid of lambda = 10**x, on the scale of scikit-learn's `Ridge(alpha)`;
+        the one of least squared leave-one-out error wins, the smallest of equals
     """
 
     log10_lambda: tuple[float, ...]
     probabilities: bool = False
     kind: str = "ridge"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_exponents("log10_lambda", self.log10_lambda, ascending=True)
+
     def fit(self, task: Task) -> Fitted:
         """Scorer by fitted values."""
         rows = held(prepared(task, task.train, self.normalisation), task.train)
-        gram = reduce_blocks(
-            partial(_gram, n_categories=task.n_categories, xp=task.xp),
-            rows,
-            merge_grams,
-            parallel=task.parallel,
-        )
+        gram = gram_sums(task, self.normalisation)
         lambdas = [10.0**x for x in self.log10_lambda]
         solution = solve_ridge(gram, lambdas, xp=task.xp)
         squared, correct = reduce_blocks(
@@ -63,6 +63,20 @@ class Ridge(Protocol):
                 "loo_top1": [float(c) / n for c in correct],
             },
         )
+
+
+def gram_sums(task: Task, normalisation: str) -> Gram:
+    """Sums over the train rows, made once for all protocols of a task that normalise alike."""
+    key = ("gram", normalisation)
+    if key not in task.cache:
+        task.cache[key] = reduce_blocks(
+            partial(_gram, n_categories=task.n_categories, xp=task.xp),
+            prepared(task, task.train, normalisation),
+            merge_grams,
+            parallel=task.parallel,
+        )
+    gram: Gram = task.cache[key]
+    return gram
 
 
 def _gram(block: Block, *, n_categories: int, xp: Any) -> Gram:
@@ -86,6 +100,17 @@ PROTOCOLS = [
     Ridge(
         name="ridge",
         log10_lambda=tuple(_GRID),
+        sets=("core",),
         source="scikit-learn's RidgeCV with one-hot targets, on the grid stated",
-    )
+    ),
+    *(
+        Ridge(
+            name=f"ridge-{shots}shot",
+            log10_lambda=tuple(_GRID),
+            shots=shots,
+            sets=("kshot",),
+            source="as ridge, of few train images of each category",
+        )
+        for shots in SHOTS
+    ),
 ]

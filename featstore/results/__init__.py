@@ -3,19 +3,32 @@
 The only door to xarray below analysis.
 """
 
-from featstore.results.cube import open_results
+from featstore.results.cube import open_results, per_class_accuracy
 from featstore.results.files import check_target, export, refresh, target_of
 from featstore.results.records import Cell, mark_current, outcomes_of, record, records
+from featstore.results.similarities import (
+    Compared,
+    build_similarity,
+    open_similarity,
+    similarity_target,
+    write_similarity,
+)
 
 __all__ = [
     "Cell",
+    "Compared",
+    "build_similarity",
     "check_target",
     "export",
     "mark_current",
     "open_results",
+    "open_similarity",
     "outcomes_of",
+    "per_class_accuracy",
     "record",
     "records",
     "refresh",
+    "similarity_target",
     "target_of",
+    "write_similarity",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,13 @@ import numpy as np
 import xarray as xr
 
 from featstore.errors import FeatStoreError
-from featstore.keys import BNMode
-from featstore.results.records import CURRENT, records
+from featstore.kernels.metrics import N_BINS
+from featstore.keys import BNMode, sha256_json
+from featstore.results.records import is_current, outcomes_of, records
 
-_METRICS = ("top1", "top5", "mean_per_class", "ece")
 _CERTIFIED = ("converged",)  # 1 or 0; NaN for protocols that do not iterate
 _COUNTS = ("n_train", "n_test", "n_skipped", "seconds")
+_RELIABILITY = ("count", "confidence", "accuracy")
 _MODEL_INFO = ("backbone", "family", "paradigm", "method", "stage", "lineage")
 
 
@@ -24,32 +25,107 @@ def open_results(root: str | Path = "data/results", *, seeds: bool = False) -> x
 
     A model without BatchNorm is shown under every BN mode. Where features were extracted anew, only
     cells of those last probed count. `score` is the dataset's headline metric, `low` and `high` its
-    95 % interval.
+    95 % interval. Of cells with probabilities, `reliability_count`, `reliability_confidence` and
+    `reliability_accuracy` have one more dim, `bin`, of the 15 bins by which `ece` is measured.
+    `transductive` says of which cells scored images take part in a statistic; the variable
+    `ece_scaled` always is, and has it as an attribute (in tables of `export`, in its name).
+    Protocols that share `without_normalisation` differ in `normalisation` alone, and so for
+    `backbone_bn`, "" of what runs off the store.
 
     Parameters
     ----------
     root : folder of the records
-    seeds : keep a `seed` dimension; else means over seeds
+    seeds : keep a `seed` dimension; else means over seeds, in which each test image of a bin counts
 
     Raises
     ------
     FeatStoreError
         There is no record, or one cannot be read.
     """
-    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    current: dict[Path, str] = {}
-    for document in records(root):
-        features = Path(document["path"]).parents[1] / CURRENT
-        if features not in current:
-            current[features] = features.read_text().strip() if features.exists() else ""
-        if current[features] not in ("", document["features"]):
-            continue  # of features that were replaced
-        place = tuple(document[k] for k in ("model", "dataset", "bn_mode", "protocol", "seed"))
-        if place not in newest or document["created"] >= newest[place]["created"]:
-            newest[place] = document
+    newest = _newest(records(root))
     if not newest:
         raise FeatStoreError(f"no results in {root}. Run: featstore probe -p knn-marks")
-    return _assemble(list(newest.values()), seeds=seeds)
+    return _assemble(newest, seeds=seeds)
+
+
+def per_class_accuracy(
+    root: str | Path = "data/results",
+    *,
+    dataset: str,
+    protocol: str,
+    bn_mode: str = "eval",
+    seed: int = 0,
+) -> xr.DataArray:
+    """Share of each category's test images that every model has right, (model, category).
+
+    A category without test images is NaN. A model without BatchNorm is the same in every BN mode.
+
+    Parameters
+    ----------
+    root : folder of the records
+    dataset, protocol, bn_mode, seed : of the cells
+
+    Returns
+    -------
+    DataArray with dims (model, category)
+        `category` counts from 0 as the labels do; the coordinate `n` (category) holds its test
+        images, the most that any model has.
+
+    Raises
+    ------
+    FeatStoreError
+        There is no such cell, or it holds no single category for each test image.
+    ValueError
+        There is no such BN mode.
+    """
+    if bn_mode not in list(BNMode):
+        raise ValueError(f"bn_mode must be one of {', '.join(BNMode)}, got {bn_mode!r}")
+    found = _newest(
+        document
+        for document in records(root, dataset=dataset, protocol=protocol, seed=seed)
+        if document["bn_mode"] == bn_mode or document["model_info"]["bn_free"]
+    )
+    where = f"{protocol} on {dataset} in BN mode {bn_mode} with seed {seed}"
+    if not found:
+        raise FeatStoreError(
+            f"no cell of {where} in {root}. Run: featstore probe -p {protocol} -d {dataset}, or "
+            f"finetune, or give another root"
+        )
+    kept = {document["model"]: outcomes_of(document) for document in found}
+    kept = {name: one for name, one in kept.items() if "rank" in one and one["label"].ndim == 1}
+    if not kept:
+        raise FeatStoreError(
+            f"{where} keeps no category of each test image to be right about; classifiers of one "
+            f"label an image do, such as logreg"
+        )
+    size = max(document["n_categories"] for document in found)
+    count = np.stack([np.bincount(one["label"], minlength=size) for one in kept.values()])
+    right = np.stack(
+        [np.bincount(one["label"][one["rank"] == 0], minlength=size) for one in kept.values()]
+    )
+    share = np.divide(right, count, out=np.full(count.shape, np.nan), where=count > 0)
+    return xr.DataArray(
+        share,
+        {"model": list(kept), "category": np.arange(size), "n": ("category", count.max(axis=0))},
+        ("model", "category"),
+        name="accuracy",
+        attrs={"dataset": dataset, "protocol": protocol, "bn_mode": bn_mode, "seed": seed},
+    )
+
+
+def _newest(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The one record of each place that counts."""
+    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for document in documents:
+        if not is_current(document):
+            continue  # of features that were replaced
+        place = tuple(document[k] for k in ("model", "dataset", "bn_mode", "protocol", "seed"))
+        # A cell that read a split more, such as val, goes before one made when it was not there.
+        rank = len(document["splits"]), document["created"]
+        known = newest.get(place)
+        if known is None or rank >= (len(known["splits"]), known["created"]):
+            newest[place] = document
+    return list(newest.values())
 
 
 def _assemble(documents: list[dict[str, Any]], *, seeds: bool) -> xr.Dataset:
@@ -62,11 +138,14 @@ def _assemble(documents: list[dict[str, Any]], *, seeds: bool) -> xr.Dataset:
     }
     place = {axis: {name: i for i, name in enumerate(names)} for axis, names in axes.items()}
     shape = tuple(len(names) for names in axes.values())
-    bounds = [f"{metric}_{end}" for metric in _METRICS for end in ("low", "high")]
+    metrics = list(dict.fromkeys(name for d in documents for name in d["metrics"]))
+    bounds = [f"{metric}_{end}" for metric in metrics for end in ("low", "high")]
     values = {
         name: np.full(shape, np.nan)
-        for name in ("score", "low", "high", *_METRICS, *bounds, *_COUNTS, *_CERTIFIED)
+        for name in ("score", "low", "high", *metrics, *bounds, *_COUNTS, *_CERTIFIED)
     }
+    if any("reliability" in d["certificate"] for d in documents):
+        values |= {f"reliability_{one}": np.full((*shape, N_BINS), np.nan) for one in _RELIABILITY}
     transductive = np.zeros((len(axes["bn_mode"]), len(axes["protocol"])), bool)
     for document in documents:
         everywhere = document["model_info"]["bn_free"]
@@ -75,14 +154,25 @@ def _assemble(documents: list[dict[str, Any]], *, seeds: bool) -> xr.Dataset:
             at = tuple(place[axis][mode if axis == "bn_mode" else document[axis]] for axis in axes)
             for name, value in _numbers(document).items():
                 values[name][at] = value
-            if document["transductive"] and mode == document["bn_mode"]:
+            if _by_itself(document) or (document["transductive"] and mode == document["bn_mode"]):
                 transductive[at[2], at[3]] = True
-    dims = tuple(axes)
-    dataset = xr.Dataset({name: (dims, array) for name, array in values.items()}, coords=axes)
+    dims = (*axes, "bin")
+    variables = {name: (dims[: array.ndim], array) for name, array in values.items()}
+    dataset = xr.Dataset(variables, coords=axes)
+    if "bin" in dataset.dims:
+        edges = np.linspace(0, 1, N_BINS + 1)
+        ends = {"bin_low": ("bin", edges[:-1]), "bin_high": ("bin", edges[1:])}
+        dataset = dataset.assign_coords({"bin": np.arange(N_BINS), **ends})
     counted = dataset["score"].notnull().sum("seed").astype("float64")
+    spread = dataset["score"].std("seed", ddof=1) if len(axes["seed"]) > 1 else None
     if not seeds:
-        dataset = dataset.mean("seed")
+        dataset = _mean_over_seeds(dataset)
+    if spread is not None:
+        dataset["score_sd"] = spread  # over seeds
     dataset["n_seeds"] = counted.where(counted > 0)
+    for end in ("", "_low", "_high"):
+        if f"ece_scaled{end}" in dataset:  # whatever the protocol: temperatures are of test images
+            dataset[f"ece_scaled{end}"].attrs["transductive"] = 1
     dataset["transductive"] = (("bn_mode", "protocol"), transductive)
     dataset = dataset.assign_coords(_descriptions(documents, axes))
     dataset.attrs = {
@@ -93,25 +183,67 @@ def _assemble(documents: list[dict[str, Any]], *, seeds: bool) -> xr.Dataset:
     return dataset
 
 
+def _by_itself(document: Mapping[str, Any]) -> bool:
+    """Whether a cell is transductive by its protocol, and so in every BN mode that shows it."""
+    if document["bn_mode"] != BNMode.BATCH:
+        return bool(document["transductive"])
+    # In `batch` every record says so, and the settings tell: as `Protocol.transductive` does.
+    kind, normalisation = (document["settings"].get(k) for k in ("kind", "normalisation"))
+    return bool(
+        normalisation == "zscore-own"
+        or (kind == "fewshot" and normalisation == "zscore")
+        or kind == "clustering"
+    )
+
+
+def _mean_over_seeds(dataset: xr.Dataset) -> xr.Dataset:
+    """Means; of what is said of a bin of confidence, over all seeds' test images in it."""
+    mean = dataset.mean("seed")
+    for name in ("confidence", "accuracy") if "bin" in dataset.dims else ():
+        by_images = dataset[f"reliability_{name}"].weighted(dataset["reliability_count"].fillna(0))
+        mean[f"reliability_{name}"] = by_images.mean("seed")
+    return mean
+
+
 def _natural(name: str) -> list[tuple[int, int | str]]:
     """Sort key by which `k20` comes before `k100`."""
     parts = "".join(c if c.isdigit() else f"\0{c}\0" for c in name).split("\0")
     return [(0, int(part)) if part.isdigit() else (1, part) for part in parts if part]
 
 
-def _numbers(document: Mapping[str, Any]) -> dict[str, float]:
+def _apart_from(settings: Mapping[str, Any], name: str) -> str:
+    """Digest of what a protocol is apart from one setting: protocols that share it are twins."""
+    told = {name, "name", "sets", "source"}
+    if name == "normalisation":
+        told.add("head_bn")  # says the same again
+    return sha256_json({k: v for k, v in settings.items() if k not in told})[:12]
+
+
+def _numbers(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Of each variable a number, or one for each bin of confidence."""
     metrics = document["metrics"]
-    found = {name: float(document[name]) for name in _COUNTS}
+    found: dict[str, Any] = {name: float(document[name]) for name in _COUNTS}
     for name in _CERTIFIED:
         if name in document["certificate"]:
             found[name] = float(document["certificate"][name])
     for name, ends in metrics.items():
         found[name] = ends["value"]
         found[f"{name}_low"], found[f"{name}_high"] = ends["low"], ends["high"]
-    headline = document["dataset_info"]["metric"]
+    for name, column in document["certificate"].get("reliability", {}).items():
+        found[f"reliability_{name}"] = np.array(column, dtype=float)  # None becomes NaN
+    headline = document["headline"]
     found["score"] = found[headline]
     found["low"], found["high"] = found[f"{headline}_low"], found[f"{headline}_high"]
     return {name: np.nan if value is None else value for name, value in found.items()}
+
+
+def describe_models(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Coordinates that describe models, from what is stored about each, in their order."""
+    coords: dict[str, Any] = {
+        name: ("model", [str(info.get(name, "")) for info in infos]) for name in _MODEL_INFO
+    }
+    coords["bn_free"] = ("model", [bool(info["bn_free"]) for info in infos])
+    return coords
 
 
 def _descriptions(
@@ -120,17 +252,17 @@ def _descriptions(
     """Coordinates that describe models, datasets, protocols and pairs of them."""
     models = {d["model"]: d["model_info"] for d in documents}
     sets = {d["dataset"]: d for d in documents}
-    kinds = {d["protocol"]: d["settings"]["kind"] for d in documents}
-    coords: dict[str, Any] = {
-        name: ("model", [str(models[m].get(name, "")) for m in axes["model"]])
-        for name in _MODEL_INFO
-    }
-    coords["bn_free"] = ("model", [bool(models[m]["bn_free"]) for m in axes["model"]])
+    protocols = {d["protocol"]: d["settings"] for d in documents}
+    coords = describe_models([models[m] for m in axes["model"]])
     for name in ("shift", "cluster", "metric"):
         values = [str(sets[d]["dataset_info"].get(name, "")) for d in axes["dataset"]]
         coords[name] = ("dataset", values)
     coords["n_categories"] = ("dataset", [int(sets[d]["n_categories"]) for d in axes["dataset"]])
-    coords["kind"] = ("protocol", [kinds[p] for p in axes["protocol"]])
+    for name in ("kind", "scale", "normalisation", "backbone_bn"):
+        coords[name] = ("protocol", [str(protocols[p].get(name, "")) for p in axes["protocol"]])
+    for name in ("normalisation", "backbone_bn"):
+        values = [_apart_from(protocols[p], name) for p in axes["protocol"]]
+        coords[f"without_{name}"] = ("protocol", values)
     seen = [
         [sets[d]["dataset_info"]["source"] in models[m]["pretraining"] for d in axes["dataset"]]
         for m in axes["model"]

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import xarray as xr
@@ -44,13 +45,24 @@ def check_target(target: Path) -> None:
 
 
 def refresh(root: str | Path, target: str | Path | None = None) -> Path:
-    """Write the Dataset beside the records, as `<root>.zarr` unless told otherwise.
+    """Write the Dataset beside the records, as `<root>.zarr` unless told otherwise."""
+    target = Path(target) if target else target_of(root)
+    write_whole(lambda: open_results(root), target)
+    return target
+
+
+def write_whole(build: Callable[[], xr.Dataset], target: Path) -> None:
+    """Write a Dataset as Zarr, in place of the one that is there.
 
     `xr.open_zarr` opens it, with nothing else installed.
 
     Built aside and swapped under a lock, so that a reader finds the old one or the new one.
+
+    Raises
+    ------
+    FeatStoreError
+        Something else is there.
     """
-    target = Path(target) if target else target_of(root)
     check_target(target)
     with target.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -59,7 +71,7 @@ def refresh(root: str | Path, target: str | Path | None = None) -> Path:
         with warnings.catch_warnings():
             # Readers that do not know the extension ignore it; it makes opening one read.
             warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-            dataset = open_results(root)
+            dataset = build()
             # As objects they are stored with variable length, which Zarr's specification knows.
             texts = [n for n, v in dataset.variables.items() if v.dtype.kind == "U"]
             dataset = dataset.assign_coords({n: dataset[n].astype(object) for n in texts})
@@ -69,11 +81,14 @@ def refresh(root: str | Path, target: str | Path | None = None) -> Path:
             target.rename(old)
         aside.rename(target)
         shutil.rmtree(old, ignore_errors=True)
-    return target
 
 
 def export(dataset: xr.Dataset, path: Path, *, form: str = "", overwrite: bool = False) -> None:
     """Write the Dataset as a table of cells (`csv`, `parquet`) or as it is (`netcdf`).
+
+    A table has no place for what has more dims than cells, such as reliability by bin; that is in
+    the netCDF. Nor has it one for attributes: what is transductive in every cell, such as
+    `ece_scaled`, says so in its name there, `ece_scaled_transductive`.
 
     Parameters
     ----------
@@ -97,7 +112,11 @@ def export(dataset: xr.Dataset, path: Path, *, form: str = "", overwrite: bool =
         if form == "netcdf":
             dataset.to_netcdf(partial, engine="h5netcdf", invalid_netcdf=False)
         else:
-            table = dataset.to_dataframe().reset_index()
+            more = set(dataset.dims) - set(dataset["score"].dims)
+            own = dataset.drop_dims(more)
+            marked = [name for name, one in own.data_vars.items() if one.attrs.get("transductive")]
+            own = own.rename({name: f"{name}_transductive" for name in marked})
+            table = own.to_dataframe().reset_index()
             table = table[table["score"].notna()]
             if form == "csv":
                 table.to_csv(partial, index=False)

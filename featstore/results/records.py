@@ -21,9 +21,9 @@ import numpy as np
 from featstore.errors import CorruptStoreError, FeatStoreError, StoreMismatchError
 from featstore.keys import encode_part
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
-CURRENT = "features"  # beside the protocols' folders: digest of the features last probed
+CURRENT = "features.json"  # beside the protocols' folders: digest of each split last probed
 
 
 @dataclass(frozen=True, order=True)
@@ -84,12 +84,29 @@ def record(
         ) from error
 
 
-def mark_current(root: Path, model: str, dataset: str, bn_mode: str, digest: str) -> None:
-    """Say which features' cells count from now on, for one model, dataset and BN mode."""
+def mark_current(
+    root: Path, model: str, dataset: str, bn_mode: str, digests: Mapping[str, str]
+) -> None:
+    """Say which features' cells count from now on, for one model, dataset and BN mode.
+
+    Parameters
+    ----------
+    digests : of the recipe of each split that is stored
+    """
     path = root.joinpath(*(encode_part(part) for part in (model, dataset, bn_mode)), CURRENT)
-    if not path.exists() or path.read_text().strip() != digest:
+    content = json.dumps(dict(digests), indent=1, sort_keys=True)
+    if not path.exists() or path.read_text() != content:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, f"{digest}\n".encode())
+        _write(path, content.encode())
+
+
+def is_current(document: Mapping[str, Any]) -> bool:
+    """Whether the splits that a record was made from are those last probed."""
+    path = Path(document["path"]).parents[1] / CURRENT
+    if not path.exists():
+        return True
+    now = json.loads(path.read_text(encoding="utf-8"))
+    return all(now.get(split) == digest for split, digest in document["splits"].items())
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -102,15 +119,23 @@ def _write(path: Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def records(root: str | Path) -> Iterator[dict[str, Any]]:
+def records(
+    root: str | Path, *, dataset: str = "", protocol: str = "", seed: int | None = None
+) -> Iterator[dict[str, Any]]:
     """Every record below a results folder, in the order of their places.
+
+    Parameters
+    ----------
+    dataset, protocol, seed : only those of it, if given
 
     Raises
     ------
     CorruptStoreError, StoreMismatchError
         A record cannot be read, or is of another format version.
     """
-    for path in sorted(Path(root).glob("*/*/*/*/*.json")):
+    of_dataset, of_protocol = (encode_part(one) if one else "*" for one in (dataset, protocol))
+    of_seed = "*" if seed is None else f"{seed}-*"
+    for path in sorted(Path(root).glob(f"*/{of_dataset}/*/{of_protocol}/{of_seed}.json")):
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             version = document["format"]

@@ -225,6 +225,8 @@ class Features:
 
     def digest(self, *names: str) -> str:
         """Digest over those splits' recipes."""
+        for lacking in [name for name in names if name not in self.splits][-1:]:
+            self[lacking]  # of views the last, so that the error asks for as many as are wanted
         return Recipe({name: self[name].digest for name in names}).digest
 
 

@@ -200,7 +200,9 @@ def create(
                 "categories": list(rows.categories),
                 **notes,
             }
-            zarr.open_group(path, mode="r+").attrs.update(attributes)
+            # In one write, since a split with a recipe counts as created, with all that belongs to
+            # it; `attrs.update` would write each by itself, the recipe first.
+            zarr.open_group(path, mode="r+").update_attributes(attributes)
             log.debug("created %s", path)
         clear(path.parent / ".claims", name)
     return writer

@@ -124,6 +124,141 @@ def synthetic_results(seed: int = 0) -> xr.Dataset:
     )
 
 
+STUDY = {  # kind, scale, normalisation, backbone_bn, overconfidence or None, seconds
+    "knn-marks": ("knn", "share", "none", "", 0.05, 2),
+    "knn-marks-zscore": ("knn", "share", "zscore", "", 0.02, 2),
+    "knn-marks-zscore-own": ("knn", "share", "zscore-own", "", 0.04, 2),
+    "logreg": ("linear", "share", "none", "", 0.01, 30),
+    "logreg+normalisation=zscore": ("linear", "share", "zscore", "", 0.03, 30),
+    "ncm": ("prototype", "share", "none", "", None, 0.1),
+    "fewshot": ("fewshot", "share", "none", "", None, 9),
+    "fewshot+normalisation=zscore": ("fewshot", "share", "zscore", "", None, 9),
+    "logme": ("statistic", "real", "none", "", None, 0.2),
+    "rankme": ("statistic", "real", "none", "", None, 0.1),
+    "linear-marks": ("linear", "share", "none", "frozen", 0.02, 4000),
+    "linear-marks-literal": ("linear", "share", "none", "train", 0.06, 4000),
+    "finetune-marks": ("finetune", "share", "none", "train", 0.1, 20000),
+    "finetune-marks-bn": ("finetune", "share", "bn", "train", 0.12, 20000),
+}
+
+
+def synthetic_study(
+    seed: int = 0, *, n_bn: int = 6, n_free: int = 3, n_datasets: int = 3, times: int = 1
+) -> xr.Dataset:
+    """A study with what records say of protocols, of calibration and of fine-tuning.
+
+    The Dataset is as `open_results` makes it. `times` repeats every protocol with another k.
+    """
+    rng = np.random.default_rng(seed)
+    names, columns, stem = [], [], {}
+    for n in range(times):
+        for name, facts in STUDY.items():
+            names.append(name + f"+k={n}" * (n > 0))
+            columns.append(facts)
+            stem[names[-1]] = name.partition("+")[0].removesuffix("-own") + f" {n}"
+    kind, scale, normalisation, backbone_bn, over, cost = zip(*columns, strict=True)
+    n_models, count = n_bn + n_free, len(names)
+    shape = (n_models, n_datasets, len(BN_MODES), count)
+    bn_free = np.arange(n_models) >= n_bn
+
+    logits = rng.normal(0.4, 0.8, (n_models, 1, 1, 1)) + rng.normal(0, 0.4, (1, n_datasets, 1, 1))
+    logits = logits + rng.normal(0, 0.3, (n_models, n_datasets, 1, count))
+    moved = rng.normal(0.1, 0.2, shape) * ~bn_free[:, None, None, None]
+    logits = logits + moved * (np.arange(3) > 0)[:, None]
+    share = 1 / (1 + np.exp(-logits))
+    score = np.where(np.array(scale) == "share", share, 40 * logits - 7)
+    in_loop = np.array(backbone_bn) != ""
+    gone = np.zeros(shape, bool)
+    gone[np.ix_(~bn_free, range(n_datasets), [1, 2], in_loop)] = True  # they stand under eval
+
+    right = np.clip(share[..., None] + rng.uniform(-0.3, 0.3, (*shape, 200)), 0.05, 0.99)
+    bias = np.array([0.0 if one is None else one for one in over])[:, None]
+    confidence = np.clip(right + bias, 0.1, 1)
+    place = np.clip(np.ceil(confidence * 15).astype(int) - 1, 0, 14)
+    held = np.stack([place == b for b in range(15)], axis=-2)
+    hit = rng.random(right.shape) < right
+    hits = (held * hit[..., None, :]).sum(axis=-1)
+    sums = (held * confidence[..., None, :]).sum(axis=-1)
+    n = held.sum(axis=-1)
+    some = np.where(n > 0, n, np.nan)
+    ece = np.abs(hits - sums).sum(axis=-1) / 200
+
+    share_of = np.array([one is not None for one in over])
+    rescaled = share_of & (np.array(kind) != "knn")
+    values = {
+        "score": score,
+        "low": np.where(np.array(scale) == "share", score - 0.02, np.nan),
+        "high": np.where(np.array(scale) == "share", score + 0.02, np.nan),
+        "ece": np.where(share_of, ece, np.nan),
+        "ece_scaled": np.where(rescaled, ece / 3, np.nan),
+        "ece_scaled_val": np.where(rescaled & ~in_loop, ece / 2, np.nan),
+        "n_test": np.full(shape, 200.0),
+        "n_skipped": np.zeros(shape),
+        "seconds": np.broadcast_to(np.array(cost, float), shape) * rng.uniform(0.8, 1.2, shape),
+    }
+    tables = {"count": n.astype(float), "confidence": sums / some, "accuracy": hits / some}
+    dims = ("model", "dataset", "bn_mode", "protocol")
+    transductive = np.zeros((3, count), bool)
+    transductive[1] = transductive[:, np.array(normalisation) == "zscore-own"] = True
+    transductive[:, ["fewshot+norm" in name for name in names]] = True
+    seen = np.zeros(shape[:2], bool)
+    found = xr.Dataset(
+        {name: (dims, np.where(gone, np.nan, value)) for name, value in values.items()}
+        | {
+            f"reliability_{name}": (
+                (*dims, "bin"),
+                np.where((gone | ~share_of)[..., None], np.nan, value),
+            )
+            for name, value in tables.items()
+        }
+        | {"transductive": (dims[2:], transductive)},
+        coords={
+            "model": [f"{'vit' if free else 'resnet'}-{i}" for i, free in enumerate(bn_free)],
+            "dataset": [f"set-{i}" for i in range(n_datasets)],
+            "bn_mode": BN_MODES,
+            "protocol": names,
+            "bin": np.arange(15),
+            "bin_low": ("bin", np.arange(15) / 15),
+            "bin_high": ("bin", np.arange(1, 16) / 15),
+            "backbone": ("model", ["vit" if free else "resnet" for free in bn_free]),
+            "family": ("model", [["contrastive", "clustering"][i % 2] for i in range(n_models)]),
+            "stage": ("model", ["late"] * n_models),
+            "bn_free": ("model", bn_free),
+            "shift": ("dataset", ["in-domain", *["other"] * (n_datasets - 1)]),
+            "metric": ("dataset", ["top1"] * n_datasets),
+            "n_categories": ("dataset", [10] * n_datasets),
+            "kind": ("protocol", list(kind)),
+            "scale": ("protocol", list(scale)),
+            "normalisation": ("protocol", list(normalisation)),
+            "without_normalisation": (
+                "protocol",
+                [stem[name].replace("-zscore", "").replace("-bn", "") for name in names],
+            ),
+            "backbone_bn": ("protocol", list(backbone_bn)),
+            "without_backbone_bn": (
+                "protocol",
+                [
+                    f"{name.replace('-literal', '')} {bool(bn)}"
+                    for name, bn in zip(names, backbone_bn, strict=True)
+                ],
+            ),
+            "seen_in_pretraining": (("model", "dataset"), seen),
+        },
+        attrs={"title": "a study (made-up numbers)", "featstore_version": "0.1.0"},
+    )
+    free = found.isel(model=np.flatnonzero(bn_free))  # the same under every mode
+    for name, variable in found.data_vars.items():
+        if "model" in variable.dims:
+            variable.loc[{"model": free["model"]}] = free[name].isel(bn_mode=0, drop=True)
+    return found
+
+
+@pytest.fixture(scope="session")
+def make_study() -> Callable[..., xr.Dataset]:
+    """Made-up studies with fine-tunings, free scores and calibration."""
+    return synthetic_study
+
+
 @pytest.fixture(scope="session")
 def results() -> xr.Dataset:
     """The Dataset of one made-up study; tests must not change it in place."""

@@ -6,12 +6,15 @@ import pytest
 import xarray as xr
 from scipy import stats
 
+from featstore.analysis.compare import compare_protocols
 from featstore.analysis.correlate import (
     correlate_domains,
     correlate_protocols,
     in_domain_datasets,
     is_independent,
 )
+from featstore.analysis.predict import predictors
+from featstore.analysis.rank import rank_models
 
 QUICK = {"resamples": 60}
 
@@ -161,12 +164,20 @@ def test_equal_scores_of_all_models_give_no_coefficient(results):
     assert correlate_protocols(few, **QUICK)["pearson"].isel(protocol=0, other=1).isnull()
 
 
+def test_what_has_more_than_one_value_a_cell_is_no_metric(make_study):
+    study = make_study()
+    for function in (correlate_protocols, correlate_domains, rank_models):
+        with pytest.raises(ValueError, match=r"metric must be one of score, .* got 'reliability_c"):
+            function(study, metric="reliability_count")
+
+
 def test_a_pair_does_not_depend_on_what_else_is_in_the_table(results):
     small = correlate_protocols(results.isel(protocol=[2, 5]), **QUICK)
     large = correlate_protocols(results.isel(protocol=slice(0, 6)), **QUICK)
     for name in ("pearson_low", "spearman_high", "pearson_low_by_dataset"):
         found = large[name].isel(protocol=2, other=5).values
-        np.testing.assert_array_equal(small[name].isel(protocol=0, other=1).values, found)
+        expected = small[name].isel(protocol=0, other=1).values
+        np.testing.assert_allclose(found, expected, atol=1e-9)  # sums in another order
 
 
 def test_domains_correlate_the_in_domain_dataset_with_each_other_one(results):
@@ -224,3 +235,33 @@ def test_domains_need_exactly_one_in_domain_dataset_or_its_name(results):
 def test_what_does_not_exist_is_refused_by_name(results, wrong, message):
     with pytest.raises(ValueError, match=message):
         correlate_protocols(results, **wrong)
+
+
+@pytest.mark.parametrize("bn_mode", ["eval", "batch", "adapt"])
+def test_transductive_protocols_are_marked_in_every_answer(results, bn_mode):
+    few = results.isel(protocol=[7, 2, 0], dataset=[0, 1, 2])
+    expected = {"logreg": False, "knn-marks-zscore-own": True, "knn-marks": False}
+    if bn_mode == "batch":
+        expected = dict.fromkeys(expected, True)
+    how = {"bn_mode": bn_mode, "resamples": 20}
+    answers = {
+        "protocols": correlate_protocols(few, **how),
+        "domains": correlate_domains(few, across=True, **how),
+        "predictors": predictors(few, "logreg", **how),
+        "given": predictors(few, "logreg", correlations=correlate_protocols(few, **how)),
+        "compared": compare_protocols(few, "logreg", ["knn-marks-zscore-own", "knn-marks"], **how),
+        "ranking": rank_models(few, bn_mode=bn_mode),
+    }
+    for what, found in answers.items():
+        marks = found["transductive"]
+        assert marks.dims == ("protocol",), what
+        assert marks.dtype == bool, what
+        told = dict(zip(marks["protocol"].values.tolist(), marks.values.tolist(), strict=True))
+        missing = {"logreg"} if what in ("predictors", "given", "compared") else set()
+        assert told == {k: v for k, v in expected.items() if k not in missing}, what
+
+
+def test_results_that_do_not_say_what_is_transductive_have_no_mark(results):
+    few = results.isel(protocol=[7, 2]).drop_vars("transductive")
+    assert "transductive" not in correlate_protocols(few, resamples=20)
+    assert "transductive" not in predictors(few, "logreg", resamples=20)

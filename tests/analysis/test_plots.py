@@ -69,6 +69,16 @@ def test_the_correlation_map_holds_every_coefficient(results):
         assert float(texts[place].get_text()) == pytest.approx(value, abs=0.0051)
 
 
+def test_the_correlation_map_marks_transductive_protocols(results):
+    table = correlate_protocols(results.isel(protocol=[0, 2]), resamples=20, by_dataset=False)
+    names = ["knn-marks", "knn-marks-zscore-own \N{DAGGER}"]
+    ax = plots.correlation_map(table)
+    for ticks in (ax.get_xticklabels(), ax.get_yticklabels()):
+        assert [one.get_text() for one in ticks] == names
+    named = plots.correlation_map(table, labels={"knn-marks": "kNN"})
+    assert [one.get_text() for one in named.get_yticklabels()] == ["kNN", "knn-marks-zscore-own"]
+
+
 def test_a_negative_coefficient_turns_the_colours_to_a_scale_around_zero(results):
     table = correlate_protocols(results.isel(protocol=[0, 6]), resamples=20, by_dataset=False)
     assert plots.correlation_map(table).collections[0].norm.vmin > 0.5
@@ -148,7 +158,15 @@ def test_the_bn_plot_has_the_mean_change_of_models_with_batchnorm(results):
         change = (with_bn.sel(bn_mode=mode) - with_bn.sel(bn_mode="eval")).mean("dataset")
         expected = 100 * change.mean("model").values
         np.testing.assert_allclose(marks.get_offsets()[:, 0], expected)
-        assert marks.get_label() == mode
+        assert marks.get_label() == {"batch": "batch †", "adapt": "adapt"}[mode]
+
+
+def test_the_bn_plot_leaves_out_what_stands_under_one_mode(make_study):
+    ax = plots.bn_shift(make_study())
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert "finetune-marks" not in names
+    assert "logme" not in names  # its scores are no shares
+    assert {"knn-marks", "knn-marks-zscore-own †"} <= set(names)
 
 
 def test_transductive_protocols_carry_a_dagger(results):

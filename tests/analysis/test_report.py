@@ -6,10 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
+from featstore.analysis.batchnorm import backbone_bn, head_bn
+from featstore.analysis.calibration import calibration_errors
+from featstore.analysis.compare import compare_protocols
 from featstore.analysis.correlate import correlate_domains, correlate_protocols
+from featstore.analysis.predict import predictors
 from featstore.analysis.rank import rank_models
-from featstore.analysis.report import coefficient, duration, percent, report, signed
+from featstore.analysis.report import (
+    coefficient,
+    duration,
+    percent,
+    report,
+    signed,
+    signed_coefficient,
+    tenths,
+)
+from featstore.analysis.similarity import bn_displacement
 
 VOID = {"meta", "link", "br", "wbr", "img", "hr", "input"}
 
@@ -141,7 +155,8 @@ def test_the_summary_says_the_numbers_of_the_dataset(results, page):
         mean, lowest = by_protocol.mean().item(), by_protocol.min().item()
         assert f"to {100 * by_protocol.max().item():+.1f}" in page.text
         assert f"by protocol from {100 * lowest:+.1f}".replace("-", "\u2212") in page.text
-        assert f"BN mode {mode} instead of eval changes" in page.text
+        marked = {"batch": "batch †", "adapt": "adapt"}[mode]
+        assert f"BN mode {marked} instead of eval changes" in page.text
         assert f"by {100 * mean:+.1f} points on average" in page.text
 
 
@@ -168,7 +183,7 @@ def test_every_missing_cell_is_in_the_table_of_missing_cells(results, page):
 
 def test_the_bn_table_holds_the_change_of_each_model(results, page):
     head, body = page.rows("bn-table")
-    assert head == ["Model", "batch − eval", "adapt − eval"]
+    assert head == ["Model", "batch † − eval", "adapt − eval"]
     for row in body:
         scores = results["score"].sel(model=row[0][0])
         for cell, mode in zip(row[1:], ("batch", "adapt"), strict=True):
@@ -178,11 +193,31 @@ def test_the_bn_table_holds_the_change_of_each_model(results, page):
 
 def test_pictures_carry_their_numbers_as_text_and_a_description(results, page):
     pictures = [attrs for tag, attrs in page.elements if tag == "svg" and "role" in attrs]
-    assert len(pictures) == 11 + 4 + 10 + 6 + 1
+    assert len(pictures) == 10 + 6 + 1
     assert all(len(attrs["aria-label"]) > 30 for attrs in pictures)
-    score = results["score"].sel(model="simclr-vit", dataset="faces", bn_mode="eval").values[7]
-    assert f"{100 * score:.1f}" in page.text
-    assert "digits-texture" in page.text
+    assert "digits-texture (%)" in page.text
+
+
+def test_every_score_stands_in_a_table_of_its_protocol(results, page):
+    order = rank_models(results)["model"].values
+    for protocol in results["protocol"].values:
+        head, body = page.rows(f"heat-{protocol}")
+        assert head == ["Model", *results["dataset"].values]
+        cells = results["score"].sel(protocol=protocol, bn_mode="eval", model=order).values
+        for row, model, values in zip(body, order, cells, strict=True):
+            assert row[0][0].split()[0] == model
+            expected = ["–" if np.isnan(one) else f"{100 * one:.1f}" for one in values]
+            assert [cell[0] for cell in row[1:]] == expected
+
+
+def test_every_coefficient_stands_in_a_table_of_all_protocols(results, page):
+    for models in ("independent", "all"):
+        table = correlate_protocols(results, models=models, by_dataset=False, resamples=10)
+        for statistic in ("pearson", "spearman"):
+            head, body = page.rows(f"map-{statistic}-{models}")
+            assert len(head) == 12
+            found = [[float(cell[0]) for cell in row[1:]] for row in body]
+            np.testing.assert_allclose(found, table[statistic].values, atol=0.0051)
 
 
 def test_nothing_is_loaded_and_every_link_has_its_target(path, page):
@@ -197,10 +232,15 @@ def test_nothing_is_loaded_and_every_link_has_its_target(path, page):
 
 
 def test_every_column_can_be_sorted_with_the_keyboard(page):
-    heads = [i for i, (tag, attrs) in enumerate(page.elements) if attrs.get("scope") == "col"]
+    heads = [
+        i
+        for i, (tag, attrs) in enumerate(page.elements)
+        if attrs.get("scope") == "col" and attrs.get("class") != "up"  # a map keeps its order
+    ]
     assert len(heads) > 40
     assert all(page.elements[i + 1][0] == "button" for i in heads)
-    regions = [attrs for _, attrs in page.elements if attrs.get("class") == "wide"]
+    regions = [attrs for _, attrs in page.elements if "wide" in attrs.get("class", "").split()]
+    assert len(regions) > 20
     assert all(attrs["tabindex"] == "0" and attrs["aria-label"] for attrs in regions)
 
 
@@ -212,6 +252,282 @@ def test_the_same_results_give_the_same_bytes(results, path, tmp_path):
 def test_a_dagger_marks_transductive_protocols(page):
     assert "knn-marks-zscore-own †" in page.text
     assert "† marks a protocol that sees all test images at once" in page.text
+
+
+@pytest.fixture(scope="module")
+def study(make_study):
+    return make_study(2)
+
+
+@pytest.fixture(scope="module")
+def whole(study, tmp_path_factory):
+    """The page of a study with fine-tunings, free scores and calibration."""
+    place = tmp_path_factory.mktemp("report") / "study.html"
+    return Page(report(study, place, resamples=50).read_text(encoding="utf-8"))
+
+
+def ends(one, name, show, rest=""):
+    """A number with its interval, as a cell of a table has them."""
+    numbers = [show(one[f"{name}{end}{rest}"].item()) for end in ("", "_low", "_high")]
+    return numbers[0] + (f"[{numbers[1]}, {numbers[2]}]" if numbers[1] != "–" else "")
+
+
+def test_protocols_stand_in_the_order_of_how_well_they_predict(study, whole):
+    for number, target in enumerate(("finetune-marks", "finetune-marks-bn"), 1):
+        found = predictors(study, target, resamples=50)
+        head, body = whole.rows(f"predictors-{number}")
+        assert head == ["Protocol", "ρ", "r", "Seconds a cell", "Models", "Datasets"]
+        for row, protocol in zip(body, found["protocol"].values, strict=True):
+            one = found.sel(protocol=protocol)
+            assert row[0][0].removesuffix(" †") == protocol
+            assert row[1][0] == ends(one, "spearman", coefficient)
+            assert row[2][0] == ends(one, "pearson", coefficient)
+            assert row[3][0] == duration(one["seconds"].item())
+            assert [cell[0] for cell in row[4:]] == ["9", "3"]
+    best = found.sel(protocol="logme")
+    assert np.isfinite(best["spearman"])  # no share, and ranks all the same
+    assert "ranks models most as finetune-marks does" in whole.text
+
+
+def test_without_a_fine_tuning_the_reference_is_predicted(results, page):
+    assert "No fine-tuning was measured, so logreg stands for" in page.text
+    _, body = page.rows("predictors-1")
+    assert {row[0][0].removesuffix(" †") for row in body} == set(results["protocol"].values) - {
+        "logreg"
+    }
+
+
+def test_the_table_of_calibration_holds_errors_before_and_after_scaling(study, whole):
+    found = calibration_errors(study, resamples=50)
+    head, body = whole.rows("calibration-table")
+    assert head[1:4] == ["As it is", "Models", "Cells"]
+    assert head[4:7] == ["Before scaling on test", "Scaled on test †", "Cells"]
+    assert head[7:] == ["Before scaling on held-out", "Scaled on held-out images", "Cells"]
+    for row, protocol in zip(body, found["protocol"].values, strict=True):
+        one = found.sel(protocol=protocol)
+        assert row[0][0].removesuffix(" †") == protocol
+        assert row[1][0] == ends(one, "ece", percent)
+        assert [int(cell[0]) for cell in row[2:4]] == [one["n_models"], one["n_cells"]]
+        for start, name in ((4, "ece_scaled"), (7, "ece_scaled_val")):
+            assert row[start][0] == ends(one, f"{name}_before", percent)
+            assert row[start + 1][0] == ends(one, name, percent)
+            assert int(row[start + 2][0]) == one[f"{name}_cells"]
+    pictures = [attrs["aria-label"] for tag, attrs in whole.elements if "role" in attrs]
+    assert sum("Accuracy over confidence" in one for one in pictures) == len(body) == 9
+
+
+def test_the_tables_of_batchnorm_hold_what_it_changes(study, whole):
+    found = backbone_bn(study, resamples=50)
+    head, body = whole.rows("backbone-table")
+    groups = {}
+    for row in body:
+        if len(row) == 1:  # a heading, of what follows
+            rows = groups.setdefault(row[0][0], [])
+        else:
+            assert len(row) == len(head)
+            rows.append(row)
+    assert [name.partition("features")[0] for name in groups] == [
+        "BN mode batch † instead of eval",
+        "BN mode adapt instead of eval",
+        "Backbone in train mode while the head is trained, instead of frozen",
+    ]
+    assert sum(map(len, groups.values())) == int((found["n_models"] > 0).sum())
+    for change, rows in zip(("batch", "adapt", "train"), groups.values(), strict=True):
+        for row in rows:
+            name, _, after = row[0][0].partition(" → ")
+            one = found.sel(change=change, protocol=name.removesuffix(" †"))
+            assert name.endswith("†") == one["transductive"].item()
+            assert after == ("linear-marks-literal" if change == "train" else "")
+            assert row[1][0] == ends(one, "difference", signed)
+            assert row[2][0] == ends(one, "spearman", coefficient)
+            assert row[3][0] == ends(one, "places", tenths)
+            assert row[4][0] == coefficient(one["agreement_before"].item())
+            assert row[5][0] == coefficient(one["agreement_after"].item())
+            assert row[6][0] == ends(one, "agreement_change", signed_coefficient)
+            counts = [one[k].item() for k in ("n_models", "n_ranked", "n_datasets")]
+            assert [int(cell[0]) for cell in row[7:]] == counts
+    assert "How far features move was not compared" in whole.text
+    assert "Features of a backbone in train mode are not stored" in whole.text
+
+    found = head_bn(study, resamples=50)
+    head, body = whole.rows("head-table")
+    assert head[2:5] == ["Points, all models", "with BatchNorm", "without"]
+    changed = ["ρ of rankings", "Places moved", "Agreement before", "after", "change"]
+    assert head[5:] == [*changed, "Pairs", "Datasets"]
+    kinds = {"kNN": "knn", "few-shot": "fewshot", "fine-tuning": "finetune"}
+    kinds["linear probe"] = "linear"
+    for row in body:
+        change = row[1][0].replace(" → ", " to ")
+        one = found.sel(kind=kinds[row[0][0]], change=change.removesuffix(" †"))
+        assert change.endswith("†") == one["transductive"].item()
+        for cell, among in zip(row[2:5], found["among"].values, strict=True):
+            own = one.sel(among=among)
+            text, count = ends(own, "difference", signed), own["n_models"].item()
+            number, bracket, rest = text.partition("[")
+            assert cell[0] == f"{number} ({count:.0f}){bracket}{rest}"
+        own = one.sel(among="all")
+        assert row[5][0] == ends(own, "spearman", coefficient)
+        assert row[6][0] == ends(own, "places", tenths)
+        assert row[7][0] == coefficient(own["agreement_before"].item())
+        assert row[8][0] == coefficient(own["agreement_after"].item())
+        assert row[9][0] == ends(own, "agreement_change", signed_coefficient)
+        assert [int(cell[0]) for cell in row[10:]] == [own["n_pairs"], own["n_datasets"]]
+    assert len(body) == 5
+    head, pairs = whole.rows("head-pairs-table")
+    assert [row[0][0] for row in pairs] == found["before"].values.tolist()
+    for number, row in enumerate(pairs):
+        own = found.isel(pair=number).sel(among="all")
+        assert row[1][0].removesuffix(" †") == own["after"].item()
+        assert row[1][0].endswith("†") == own["transductive_by_pair"].item()
+        for place, name, show in (
+            (5, "spearman", coefficient),
+            (6, "places", tenths),
+            (9, "agreement_change", signed_coefficient),
+        ):
+            assert row[place][0] == ends(own, name, show, "_by_pair")
+
+
+@pytest.fixture(scope="module")
+def forms(study):
+    """A study in which the linear probe has all of its forms, and some with a BatchNorm."""
+    names = {
+        "knn-marks": "linear-marks-1view",
+        "knn-marks-zscore": "linear-marks-8view",
+        "finetune-marks-bn": "linear-marks-bn",
+        "ncm": "linear-marks-literal-bn",
+        "fewshot": "linear-marks-1view-mlp",
+    }
+    renamed = [names.get(str(name), str(name)) for name in study["protocol"].values]
+    return study.assign_coords(protocol=renamed)
+
+
+def test_the_table_of_short_cuts_holds_what_they_cost(forms, tmp_path):
+    page = Page(report(forms, tmp_path / "r.html", resamples=50).read_text(encoding="utf-8"))
+    head, body = page.rows("linear-table")
+    assert head[:4] == ["Protocol", "instead of", "Points", "ρ of rankings"]
+    pairs = [[cell[0] for cell in row[:2]] for row in body]
+    plain = ("linear-marks-1view", "linear-marks-8view", "linear-marks-literal")
+    assert pairs == [
+        *([name, "linear-marks"] for name in plain),
+        ["linear-marks-literal-bn", "linear-marks-bn"],
+    ]
+    for row in body:
+        name, reference = (cell[0] for cell in row[:2])
+        one = compare_protocols(forms, reference, [name], resamples=50).isel(protocol=0)
+        assert row[2][0] == ends(one, "difference", signed)
+        assert row[3][0] == ends(one, "spearman", coefficient)
+        assert row[4][0] == ends(one, "pearson", coefficient)
+        assert row[5][0] == ends(one, "places", tenths)
+        assert row[6][0] == duration(one["seconds"].item())
+        assert row[7][0] == duration(one["reference_seconds"].item())
+        assert [cell[0] for cell in row[8:]] == ["9", "3"]
+    for told in ("linear-marks: as published", "-1view: off", "-8view: off", "-literal: as the"):
+        assert told in page.text
+
+
+def test_short_cuts_are_shown_where_there_are_some(results, forms, page, whole, tmp_path):
+    assert [row[0][0] for row in whole.rows("linear-table")[1]] == ["linear-marks-literal"]
+    assert "-literal: as the authors" in whole.text
+    assert "-8view: off the store" not in whole.text
+    assert "linear-table" not in page.tables  # there are forms, but not the published one
+    assert "short cuts" not in page.text
+    few = forms.isel(dataset=[0], bn_mode=[0])
+    alone = few.sel(protocol=["linear-marks", "linear-marks-literal-bn", "linear-marks-1view-mlp"])
+    assert "linear-table" not in make_page(alone, tmp_path).tables
+    both = few.sel(protocol=["linear-marks", "linear-marks-1view"])
+    assert "linear-table" in make_page(both, tmp_path).tables
+    cells = [name for name, one in both.data_vars.items() if "protocol" in one.dims]
+    emptied = both.assign(both[cells].where(both["protocol"] == "linear-marks"))
+    emptied["transductive"] = both["transductive"]
+    assert "linear-table" not in make_page(emptied, tmp_path).tables
+
+
+def test_how_far_features_move_stands_beside_the_scores(study, tmp_path):
+    rng = np.random.default_rng(0)
+    small = study.isel(protocol=[0, 3])
+    names, modes = small["model"].values, small["bn_mode"].values
+    sizes = {"dataset": 3, "model": 9, "bn_mode": 3, "other": 9, "other_mode": 3}
+    compared = xr.Dataset(
+        {
+            name: (tuple(sizes), rng.random(tuple(sizes.values())))
+            for name in ("cka", "displacement")
+        },
+        {"model": names, "other": names, "bn_mode": modes, "other_mode": modes}
+        | {name: ("model", small[name].values) for name in ("bn_free", "stage", "family")}
+        | {"rows": ("dataset", [20, 7, 20])},
+    )
+    place = report(small, tmp_path / "r.html", resamples=50, similarity=compared)
+    text = place.read_text(encoding="utf-8")
+    _, body = Page(text).rows("backbone-table")
+    found = bn_displacement(compared, resamples=50)
+    headings = [row[0][0] for row in body if len(row) == 1]
+    for heading, mode in zip(headings, ("batch", "adapt"), strict=True):
+        one = found.sel(bn_mode=mode)
+        distance, cka = (
+            ends(one, name, coefficient).replace("[", " [")
+            for name in ("displacement_mean", "cka_mean")
+        )
+        marked = {"batch": "batch †", "adapt": "adapt"}[mode]
+        assert heading == (
+            f"BN mode {marked} instead of evalfeatures move by {distance} of their spread, "
+            f"CKA {cka}, 6 models"
+        )
+    assert "in train mode are not stored" not in text
+    assert "Whose features are alike?" in text
+    assert "at most 20 test images" in text
+    elsewhere = compared.sel(bn_mode=["adapt"], other_mode=["adapt"])
+    again = report(small, tmp_path / "s.html", resamples=20, similarity=elsewhere)
+    text = again.read_text(encoding="utf-8")
+    assert "features not compared" in text
+    assert "Whose features are alike?" not in text
+
+
+def test_a_protocol_with_confidences_and_no_score_does_not_stop_the_report(study, tmp_path):
+    holed = study.isel(protocol=[0, 2, 3], dataset=[0, 1], bn_mode=[0]).copy(deep=True)
+    holed["score"].loc[{"protocol": "knn-marks-zscore-own"}] = np.nan
+    page = make_page(holed, tmp_path)
+    labels = [attrs.get("aria-label", "") for _, attrs in page.elements]
+    assert any("confidence by knn-marks-zscore-own †" in one for one in labels)
+
+
+def test_whatever_is_transductive_has_a_dagger_wherever_it_stands(whole, page):
+    for one in (whole, page):
+        assert len(re.findall(r"knn-marks-zscore-own †", one.text)) > 10
+        assert not re.findall(r"knn-marks-zscore-own(?! †)", one.text)
+        assert not re.findall(r"(?<=BN mode )batch(?! †)", one.text)
+        assert not re.findall(r"batch(?! †) − eval", one.text)
+    assert not re.findall(r"fewshot\+normalisation=zscore(?! †)", whole.text)
+    assert "Scaled on test †" in whole.text
+
+
+def test_a_missing_transductive_cell_has_a_dagger(study, tmp_path):
+    holed = study.isel(protocol=[0, 2], dataset=[0, 1]).copy(deep=True)
+    holed["score"].loc[{"protocol": "knn-marks-zscore-own", "bn_mode": "batch"}] = np.nan
+    holed["score"].loc[
+        {"model": "resnet-1", "dataset": "set-1", "protocol": "knn-marks-zscore-own"}
+    ] = np.nan
+    _, body = make_page(holed, tmp_path).rows("missing-table")
+    told = [[cell[0] for cell in row[2:4]] for row in body]
+    own = "knn-marks-zscore-own †"
+    assert told == [["batch †", own], ["eval, adapt", own]]
+
+
+def test_cells_that_no_bn_mode_has_are_not_missing(study, whole):
+    assert "Nothing: every cell is there" in whole.text
+    assert not re.search(r"\bnan\b", whole.text)
+
+
+def test_a_long_study_keeps_its_ids_and_links_apart(study, tmp_path):
+    text = report(study, tmp_path / "r.html", resamples=20).read_text(encoding="utf-8")
+    ids = [attrs["id"] for _, attrs in Page(text).elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert "http" not in text
+
+
+def test_results_without_a_date_make_a_report(study, tmp_path):
+    assert "created" not in study.attrs
+    small = study.isel(protocol=[0, 3], dataset=[0, 1], bn_mode=[0])
+    assert "knn-marks" in make_page(small, tmp_path).text
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -315,6 +631,10 @@ def test_results_without_a_cell_are_refused(results, tmp_path):
         (signed, -0.0001, "+0.0"),
         (coefficient, -0.004, "0.00"),
         (coefficient, -0.5, "−0.50"),
+        (signed_coefficient, -0.123, "−0.12"),
+        (signed_coefficient, 0.001, "+0.00"),
+        (tenths, 1.25, "1.2"),
+        (tenths, np.nan, "–"),
         (duration, 0.034, "0.03 s"),
         (duration, 4.0, "4.0 s"),
         (duration, 42.4, "42 s"),

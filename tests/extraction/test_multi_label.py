@@ -95,4 +95,4 @@ def test_a_sweep_says_that_no_protocol_takes_them_and_goes_on(store, tmp_path):
     assert len(done.failed) == 2
     for failure in done.failed:
         assert failure.what.startswith("tiny-resnet-random manifold eval")
-        assert "manifold eval train is multi-label; no protocol for it yet" in failure.error
+        assert "is for one label an image, and these have several each" in failure.error

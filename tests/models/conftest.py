@@ -1,27 +1,10 @@
-import sys
 from dataclasses import replace
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 
 import pytest
 import torch
 
 from featstore.models import catalogue, load_model
 from featstore.models.convert import convert_entry
-
-FOLDER = Path(__file__).with_name("layouts")
-
-
-@pytest.fixture(scope="session")
-def layouts():
-    """The package `layouts` beside this file; tests are no package, so it is found by its path."""
-    if "layouts" not in sys.modules:
-        spec = spec_from_file_location(
-            "layouts", FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
-        )
-        sys.modules["layouts"] = module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["layouts"])
-    return sys.modules["layouts"]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.neighbors import KNeighborsClassifier
@@ -14,7 +15,9 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 import featstore
 from featstore import probes
 from featstore.errors import ProbeError, UnknownNameError
-from featstore.probes import base, linear, logreg
+from featstore.probes import data as probe_data
+from featstore.probes import linear, logreg
+from featstore.probes.data import smallest_fraction
 
 from .conftest import make_data, make_task
 
@@ -150,6 +153,63 @@ def test_held_out_rows_never_take_a_whole_category():
         assert mask.any()
 
 
+@pytest.mark.parametrize("shots", [2, 3, 7])
+def test_of_few_rows_each_is_held_out_once_and_no_category_is_lost(shots):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(9), shots))
+    masks = logreg.folds(labels, 0.1, seed=3)
+    assert len(masks) == min(shots, 5)
+    np.testing.assert_array_equal(np.sum(masks, axis=0), 1)
+    for mask in masks:
+        assert set(labels[~mask]) == set(range(9))
+    again = logreg.folds(labels, 0.1, seed=4)
+    assert not np.array_equal(masks, again)
+
+
+def test_a_category_of_one_row_is_never_held_out_and_of_such_alone_none():
+    labels = np.array([0, 1, 1, 2, 2, 2])
+    np.testing.assert_array_equal(np.sum(logreg.folds(labels, 0.1, 0), axis=0), labels > 0)
+    assert logreg.folds(np.arange(6), 0.1, 0) == []
+    assert len(logreg.folds(np.arange(240) % 4, 0.1, 0)) == 1  # enough for one share
+
+
+def test_logreg_of_few_rows_chooses_c_over_folds(data):
+    x, y, z, t = data
+    task = make_task(x, y, z, t, seed=1).few(6)
+    few, labels = task.train.rows()
+    masks = logreg.folds(labels, 0.1, seed=1)
+    scores = []
+    for exponent in probes.get("logreg").log10_c:
+        right = np.zeros(len(labels), bool)
+        for out in masks:
+            model = LogisticRegression(C=10.0**exponent, tol=1e-8, max_iter=50_000)
+            model.fit(few[~out].astype(np.float64), labels[~out])
+            right[out] = model.predict(few[out]) == labels[out]
+        scores.append(right.mean())
+    found = run("logreg+path_tolerance=1e-10+shots=6", make_task(x, y, z, t, seed=1)).certificate
+    assert found["held_out_top1"] == pytest.approx(scores)
+    assert found["C"] == pytest.approx(10.0 ** probes.get("logreg").log10_c[np.argmax(scores)])
+    assert (found["folds"], found["held_out_rows"], found["train_rows"]) == (5, 24, 24)
+
+
+def test_logreg_of_one_row_of_each_category_takes_c_of_1(data):
+    x, y, z, t = data
+    task = make_task(x, y, z, t, seed=1)
+    measured = run("logreg+shots=1+tolerance=1e-9", task)
+    few, labels = task.few(1).train.rows()
+    model = LogisticRegression(C=1, tol=1e-10, max_iter=100_000).fit(few.astype(float), labels)
+    assert measured.metrics["top1"]["value"] == pytest.approx(model.score(z, t))
+    assert (measured.certificate["C"], measured.certificate["held_out_rows"]) == (1, 0)
+    assert not measured.certificate["C_at_edge"]
+
+
+@pytest.mark.parametrize("categories", [2, 3, 29, 100])
+def test_the_smallest_fraction_that_is_named_gives_one_of_each(categories):
+    for rows in range(categories, 2000, 7):
+        named = float(smallest_fraction(rows, categories))
+        assert int(named * rows / categories) == 1
+        assert int((named - 2e-6) * rows / categories) == 0
+
+
 def test_ridge_is_scikit_learns_with_lambda_by_leave_one_out(data):
     x, y, z, t = data
     targets = LabelBinarizer().fit_transform(y).astype(np.float64)
@@ -217,14 +277,26 @@ def test_a_last_batch_of_one_joins_its_neighbour():
     assert [len(b) for b in linear._batches(torch.arange(1), 5)] == [1]
 
 
-ALL = [n for n in probes.PROTOCOLS if n != "knn-dino-k200"] + ["knn-dino-k200"]
+ALL = [
+    *probes.expand(["core"]),
+    "linear-marks-1view-mlp+epochs=20",
+    "linear-marks-1view-mlp-bn+epochs=20",
+    "linear-dinov2+iterations=200",
+    # as tight as it can be: at the edge of the tolerance another C may win
+    "logreg-ericsson+log10_c=-2,-1,0,1+path_tolerance=1e-8+tolerance=1e-9",
+    "logreg-5shot",
+]
+SCORES = [
+    *(name for name in probes.expand(["free"]) if name != "alpha-req"),  # wants more features
+    "fewshot-5shot-ericsson+ways=3+episodes=50",
+]
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_any_division_into_blocks_gives_the_same_answer(name, data, monkeypatch):
     whole = run(name, make_task(*data))
     for held_bytes in (2**30, 0):  # with the rows in memory, and read again at every pass
-        monkeypatch.setattr(base, "HOLD_BYTES", held_bytes)
+        monkeypatch.setattr(probe_data, "HOLD_BYTES", held_bytes)
         divided = run(
             name, make_task(*data, train_edges=(1, 90, 91), test_edges=(70,), parallel=True)
         )
@@ -234,7 +306,17 @@ def test_any_division_into_blocks_gives_the_same_answer(name, data, monkeypatch)
         )
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_do_not_depend_on_the_division_either(name, data):
+    whole = run(name, make_task(*data, seed=1))
+    divided = run(
+        name, make_task(*data, seed=1, train_edges=(1, 90, 91), test_edges=(70,), parallel=True)
+    )
+    for metric, ends in whole.metrics.items():
+        assert divided.metrics[metric]["value"] == pytest.approx(ends["value"], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", [*ALL, *SCORES])
 def test_the_same_seed_gives_the_same_bits(name, data):
     first, second = (run(name, make_task(*data, seed=3)) for _ in range(2))
     for array in first.outcomes:
@@ -260,6 +342,41 @@ def test_metrics_are_those_of_torchmetrics(data):
         assert ends["low"] < ends["value"] < ends["high"]
 
 
+@pytest.mark.parametrize(
+    "name", ["logreg+log10_c=1,2", "linear-marks-1view+epochs=30", "linear-dinov2+iterations=300"]
+)
+def test_calibration_after_scaling_is_that_of_temperatures_fitted_on_test(name):
+    x, y, z, t = make_data(5, n_test=151, spread=3.0)
+    measured = run(name, make_task(x, y, z, t, test_edges=(40, 99)))
+    kept = measured.outcomes  # four categories, so that the best five are all
+    log_proba = np.empty((151, 4))
+    np.put_along_axis(log_proba, kept["top5"][:, :4].astype(int), kept["top5_score"][:, :4], axis=1)
+
+    def error(rows, temperature):
+        scaled = torch.softmax(torch.from_numpy(log_proba[rows] / temperature), dim=1)
+        truth = torch.from_numpy(t[rows])
+        return float(multiclass_calibration_error(scaled, truth, 4, n_bins=15, norm="l1"))
+
+    errors = []
+    for fold in range(5):  # of every fifth row, each measured on the others
+        inside = np.zeros(151, bool)
+        inside[fold::5] = True
+
+        def loss(logs, rows=inside):
+            return -log_softmax(log_proba[rows] / np.exp(logs[0]), axis=1)[
+                np.arange(rows.sum()), t[rows]
+            ].sum()
+
+        best = minimize(loss, [0.0], method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-10})
+        errors.append(error(~inside, np.exp(best.x[0])))
+    value = measured.metrics["ece_scaled"]["value"]
+    assert value == pytest.approx(np.mean(errors), abs=1e-4)
+    assert abs(value - measured.metrics["ece"]["value"]) > 1e-3
+    if "temperature" in measured.certificate:
+        expected = error(np.ones(151, bool), measured.certificate["temperature"])
+        assert measured.metrics["ece_scaled_val"]["value"] == pytest.approx(expected, abs=1e-5)
+
+
 def test_score_takes_plain_arrays(data):
     x, y, z, t = data
     found = featstore.score(x, y, z, t, protocol="knn-marks")
@@ -282,11 +399,48 @@ def test_an_override_is_another_name_and_another_number(data):
         ("knn-marks+kk=1", r"knn-marks has no setting 'kk'; it has .*k.*"),
         ("knn-marks+k=x", r"k must be like 20, got 'x'"),
         ("knn-marks+name=x", r"no setting 'name'"),
+        ("knn-marks+k=0", r"knn-marks\+k=0: k must be at least 1, got 0"),
+        ("knn-dino-k10+temperature=inf", r"temperature must be above 0 and finite, got inf"),
+        ("kmeans+starts=0", r"starts must be at least 1, got 0"),
+        ("retrieval+k=9", r"k must be at least 10, got 9"),
+        ("logme+most_rows=50", r"0 but for transrate, gbc, nleep, got 50"),
+        ("gbc+most_rows=-1", r"most_rows must be 0 or more"),
+        ("linear-dinov2+lrs_per_256=-1", r"lrs_per_256 must be above 0, at least one, got \[-1"),
+        ("linear-dinov2+lrs_per_256=0.1,nan", r"lrs_per_256 must be above 0"),
+        ("linear-dinov2+lrs_per_256=0.1,0.01", r"lrs_per_256 must ascend, each once"),
+        ("linear-dinov2+momentum=-1", r"momentum in 0..1 and not be 1, got 0.1 and -1"),
+        ("linear-dinov2+held_out=0", r"held_out must lie in 0..0.5 and not be 0"),
+        ("linear-dinov2+iterations=0", r"must be at least 1, got 0 and 128"),
+        ("linear-marks-1view+lr_per_256=nan", r"lr_per_256 and clip must be above 0, got nan"),
+        ("linear-marks-1view+momentum=1", r"momentum lie in 0..1 and not be 1, got 0 and 1"),
+        ("logreg-ericsson-literal+held_out=0", r"held_out must lie in 0..0.5 and not be 0, got 0"),
+        ("logreg-ericsson-literal+iterations=0", r"iterations must be at least 1, got 0"),
+        ("logreg-ericsson-literal+log10_c=400", r"log10_c must be exponents of 10 in -100..100"),
+        ("logreg+tolerance=-1", r"tolerance and path_tolerance must be above 0, got -1 and 0.001"),
+        ("logreg+path_tolerance=nan", r"tolerance and path_tolerance must be above 0"),
+        ("logreg+max_iterations=0", r"path_iterations must be at least 1, got 0 and 200"),
+        ("logreg+log10_c=1,0", r"log10_c must ascend, each once, got \[1.0, 0.0\]"),
+        ("logreg+log10_c=0,0", r"log10_c must ascend, each once"),
+        ("logreg+log10_c=-400", r"log10_c must be exponents of 10 in -100..100"),
+        ("ridge+log10_lambda=1,0", r"log10_lambda must ascend, each once"),
+        ("ridge+log10_lambda=nan", r"log10_lambda must be exponents of 10"),
     ],
 )
 def test_names_that_mean_nothing_are_refused(name, message):
     with pytest.raises(UnknownNameError, match=message):
         probes.get(name)
+
+
+def test_a_grid_of_nothing_is_refused():
+    grids = {
+        "logreg": "log10_c",
+        "logreg-ericsson-literal": "log10_c",
+        "ridge": "log10_lambda",
+        "linear-dinov2": "lrs_per_256",
+    }
+    for name, setting in grids.items():
+        with pytest.raises(ValueError, match=f"{setting} must be .*at least one"):
+            probes.get(name).changed("x", {setting: ()})
 
 
 def test_sets_of_protocols_expand_in_order():
@@ -308,7 +462,7 @@ def test_k_beyond_the_train_split_fails_alone(data):
     assert by_name["knn-marks"].metrics["top1"]["value"] > 0.5
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, *SCORES[:-1]])
 def test_one_category_and_unknown_categories_are_refused(name, data):
     x, y, z, t = data
     with pytest.raises(ProbeError, match="one category only"):

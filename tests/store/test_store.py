@@ -11,6 +11,7 @@ import xarray as xr
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from zarr.storage import LocalStore
 
 from featstore.errors import CorruptStoreError, MissingFeaturesError, StoreMismatchError
 from featstore.keys import BNMode, FeatureKey, Recipe
@@ -201,6 +202,44 @@ def test_creation_that_was_cut_off_starts_anew(tmp_path):
     assert list(Store(tmp_path).splits()) == []
     fill(tmp_path)
     assert Store(tmp_path).open(KEY)["train"].verify() == []
+
+
+class CutOffError(Exception):
+    pass
+
+
+def test_creation_cut_off_at_any_write_leaves_a_whole_split_or_none(tmp_path, monkeypatch):
+    left = [10_000]  # writes until there are no more
+
+    def limited(write):
+        def limited_write(*arguments):
+            left[0] -= 1
+            if left[0] < 0:
+                raise CutOffError
+            return write(*arguments)
+
+        return limited_write
+
+    for name in ("set", "set_if_not_exists"):
+        monkeypatch.setattr(LocalStore, name, limited(getattr(LocalStore, name)))
+    writer, _, _ = fill(tmp_path / "whole", n=5, finish=False, chunks=[])
+    expected = dict(writer.split.attrs)
+    assert set(expected) == {"recipe", "digest", "categories", "model"}
+    writes = 10_000 - left[0]
+    assert writes > 15
+    for number in range(writes):
+        root, left[0] = tmp_path / str(number), number
+        with pytest.raises(CutOffError):
+            fill(root, n=5, finish=False, chunks=[])
+        found = list(Store(root).splits()) if (root / "zarr.json").exists() else []
+        assert found == []
+        for claim in root.rglob(".claims/*"):
+            claim.unlink()  # as of a process that is dead
+        left[0] = 10_000
+        fill(root, n=5)
+        split = Store(root).open(KEY)["train"]
+        assert {name: split.attrs[name] for name in expected} == expected
+        assert split.verify() == []
 
 
 @settings(deadline=None)

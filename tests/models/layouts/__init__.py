@@ -69,4 +69,4 @@ def make(name, *, random=False, **form) -> Checkpoint:
     return LAYOUTS[name](noise(shapes) if random else draw(shapes), draw, **form)
 
 
-__all__ = ["ENCODERS", "LAYOUTS", "Checkpoint", "embedding", "make"]
+__all__ = ["ENCODERS", "LAYOUTS", "Checkpoint", "Draw", "embedding", "make", "noise"]

@@ -119,12 +119,12 @@ class Draw:
         return {"state": {0: moments | {"exp_avg_sq": self.one(*shape)}}, "param_groups": [group]}
 
 
-def noise(shapes):
+def noise(shapes, seed=2):
     """Random tensors, all different, in a range where a network of them neither dies nor explodes.
 
     Each is a window that slides over few numbers, so that it takes little of a file.
     """
-    draw, tensors = torch.Generator().manual_seed(2), {}
+    draw, tensors = torch.Generator().manual_seed(seed), {}
     for number, (name, shape) in enumerate(shapes.items()):
         if name.endswith(COUNTERS):
             tensors[name] = torch.tensor(-number)

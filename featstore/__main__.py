@@ -1,0 +1,5 @@
+"""`python -m featstore`: the command line."""
+
+from featstore.cli import main
+
+main()

@@ -1,0 +1,333 @@
+"""What a protocol is run on: rows of the store or of memory, and how they come normalised."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from featstore.backend import to_device
+from featstore.blocks import ArrayBlock, Block, Rows, stored_blocks
+from featstore.errors import NotApplicableError, ProbeError
+from featstore.kernels.metrics import own_score
+from featstore.kernels.scale import block_moments, l2_normalise, merge_moments, zscore
+from featstore.store import Split
+
+_BLOCK_ROWS = 2048  # of arrays in memory
+
+NORMALISATIONS = ("none", "l2", "zscore", "zscore-own")
+
+SHOTS = (1, 2, 5, 10)
+"""Train images of each category that protocols of the set `kshot` are shown."""
+
+SUBSET_SEED = 42
+"""The published seed of a draw of train images, to which the cell's is added."""
+
+HOLD_BYTES = 2 * 2**30
+"""A probe that reads its rows many times keeps them in memory up to this size."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """One split as a probe sees it: valid rows only.
+
+    Attributes
+    ----------
+    blocks : the rows, in order ; sizes : rows in each block
+    index : (n,) int64 position of each row in the dataset
+    labels : (n,) int64 of all rows, in order; or (n, c) int8 of several labels a row: 1 present,
+        0 absent, -1 neither
+    mean, variance : (d,) float64, ddof 0
+    n_skipped : samples of the split that have no features
+    """
+
+    blocks: Sequence[Block]
+    sizes: Sequence[int]
+    index: np.ndarray
+    labels: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+    n_skipped: int = 0
+
+    @classmethod
+    def of_split(cls, split: Split) -> Data:
+        """A stored split, a block per chunk."""
+        spans = [split.span(i) for i in range(len(split.chunk_digest))]
+        return cls(
+            stored_blocks(split),
+            [int(split.valid[s.start : s.stop].sum()) for s in spans],
+            split.array("index")[split.valid],
+            split.label[split.valid],
+            split.array("mean"),
+            split.array("variance"),
+            int((~split.valid).sum()),
+        )
+
+    @classmethod
+    def of_arrays(cls, features: np.ndarray, labels: np.ndarray) -> Data:
+        """(n, d) finite features and (n,) labels in memory.
+
+        Raises
+        ------
+        ValueError
+            Shapes do not fit, or a feature is not finite.
+        """
+        features, labels = np.asarray(features), np.asarray(labels)
+        if features.ndim != 2 or labels.shape != features.shape[:1]:
+            raise ValueError(
+                f"features must be (n, d) and labels (n,), got {features.shape} and {labels.shape}"
+            )
+        if not np.isfinite(features).all():
+            raise ValueError("features must be finite, and some are NaN or infinite")
+        labels = labels.astype(np.int64)
+        n, mean, m2 = block_moments(features.astype(np.float64), xp=np)
+        spans = [slice(i, min(i + _BLOCK_ROWS, n)) for i in range(0, n, _BLOCK_ROWS)]
+        return cls(
+            [ArrayBlock(features[span], labels[span]) for span in spans],
+            [span.stop - span.start for span in spans],
+            np.arange(n),
+            labels,
+            mean,
+            m2 / max(n, 1),
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def width(self) -> int:
+        """Features d."""
+        return len(self.mean)
+
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """All features (n, d) in the stored dtype, and all labels."""
+        parts = [block.read() for block in self.blocks]
+        return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
+
+    def take(self, rows: np.ndarray) -> Data:
+        """Some rows, by their ascending positions, in memory."""
+        edges = np.cumsum([0, *self.sizes])
+        parts = []
+        for i, block in enumerate(self.blocks):
+            within = rows[(rows >= edges[i]) & (rows < edges[i + 1])] - edges[i]
+            if len(within):
+                parts.append(block.read()[0][within])
+        taken = Data.of_arrays(np.concatenate(parts), self.labels[rows])
+        return replace(taken, index=self.index[rows], n_skipped=self.n_skipped)
+
+    def joined(self, other: Data) -> Data:
+        """These rows and then those of another split."""
+        n = len(self), len(other)
+        _, mean, m2 = merge_moments(
+            (n[0], self.mean, self.variance * n[0]), (n[1], other.mean, other.variance * n[1])
+        )
+        return Data(
+            [*self.blocks, *other.blocks],
+            [*self.sizes, *other.sizes],
+            np.concatenate([self.index, other.index]),
+            np.concatenate([self.labels, other.labels]),
+            mean,
+            m2 / max(sum(n), 1),
+            self.n_skipped + other.n_skipped,
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """Features of one cell, and where to compute.
+
+    Attributes
+    ----------
+    val : the official validation split, if there is one and the protocol reads it
+    views : the train split's augmented views, of a protocol that reads them
+    metric : the dataset's own, by which a protocol chooses its settings
+    model, dataset : their names
+    n_categories : c ; labels are in 0..c-1
+    seed : of draws, splits and initialisations
+    xp : array namespace ; device : `cpu` or `cuda:N`, for what torch computes
+    parallel : map kernels over blocks in threads
+    drawn : whether train is a draw of the stored rows
+    cache : results that protocols of one task share, such as neighbour lists
+    """
+
+    train: Data
+    test: Data
+    n_categories: int
+    seed: int
+    xp: Any
+    device: str = "cpu"
+    parallel: bool = False
+    cache: dict[Any, Any] = field(default_factory=dict)
+    val: Data | None = None
+    views: Sequence[Data] = ()
+    metric: str = "top1"
+    model: str = ""
+    dataset: str = ""
+    drawn: bool = False
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a row may have several labels."""
+        return self.train.labels.ndim == 2
+
+    def score(self, scores: np.ndarray, labels: np.ndarray) -> float:
+        """The dataset's own metric of scores (n, c), by which settings are chosen."""
+        return own_score(scores, labels, self.metric)
+
+    def few(self, shots: int, fraction: float = 1.0) -> Task:
+        """The same task with so many train rows of each category, drawn by its seed.
+
+        They are those that fine-tuning on as many shows (`drawn_rows` of all labels in the
+        dataset's order), so the same for every model, and the draw of fewer lies within that of
+        more. There is no val split then: it would be more labels than are asked for.
+
+        Parameters
+        ----------
+        shots : rows of each category, or 0
+        fraction : instead, int(fraction * rows / categories) of each; a smaller one gives all
+
+        Raises
+        ------
+        NotApplicableError
+            A category has not as many as `shots`; a fraction is none of each.
+        """
+        if self.multi_label:
+            raise NotApplicableError("no draw of rows by category where a row has several labels")
+        labels = self.train.labels
+        counts = np.bincount(labels, minlength=self.n_categories)
+        known = counts[counts > 0]
+        count = shots or int(fraction * len(labels) / self.n_categories)
+        if shots and known.min() < shots:
+            raise NotApplicableError(
+                f"{shots} train images of each category are asked for, and one has {known.min()}"
+            )
+        if not count:
+            least = "no fraction is more"
+            if len(labels) >= self.n_categories:
+                least = f"the smallest is {smallest_fraction(len(labels), self.n_categories)}"
+            raise NotApplicableError(
+                f"a fraction of {fraction:g} of {len(labels)} train images is none for each of "
+                f"{self.n_categories} categories; {least}"
+            )
+        order = np.argsort(self.train.index)
+        chosen = order[drawn_rows(labels[order], count, SUBSET_SEED + self.seed)]
+        train = self.train.take(np.sort(chosen))
+        return replace(self, train=train, cache={}, val=None, views=(), drawn=True)
+
+    def check(self) -> None:
+        """Refuse what no protocol can score.
+
+        Raises
+        ------
+        ProbeError
+            No rows, one category only, or one in test that train lacks.
+        """
+        if not len(self.train) or not len(self.test):
+            raise ProbeError("train or test has no valid rows; extract again without skipping")
+        if self.train.width != self.test.width:
+            raise ProbeError(
+                f"train has {self.train.width} features and test {self.test.width}; extract again"
+            )
+        if self.multi_label:
+            return
+        known = np.unique(self.train.labels)
+        if len(known) < 2:
+            raise ProbeError(
+                f"train holds one category only (label {known[0]}); a score needs two or more"
+            )
+        strangers = np.setdiff1d(self.test.labels, known)
+        if len(strangers):
+            raise ProbeError(
+                f"test holds label {strangers[0]}, which train lacks ({len(strangers)} such); give "
+                f"train images of it, or leave it out of test"
+            )
+
+
+def drawn_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Ascending rows of a seeded draw of so many of each category; a smaller one gives all it has.
+
+    Without replacement, category by category from NumPy's `RandomState(seed)`, as Marks et al.
+    (arXiv:2407.12210) draw theirs with seed 42. The draw of fewer lies within that of more.
+
+    Parameters
+    ----------
+    labels : (n,) integer, in the dataset's order
+    """
+    counts = np.unique(labels, return_counts=True)[1]
+    by_category = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+    rng = np.random.RandomState(seed)  # each category takes as much of it, however few are drawn
+    chosen = [rng.choice(rows, min(count, len(rows)), replace=False) for rows in by_category]
+    return np.sort(np.concatenate(chosen))
+
+
+def smallest_fraction(rows: int, categories: int) -> str:
+    """The least decimal of six digits by which int(fraction * rows / categories) is one."""
+    least = math.ceil(categories / rows * 1e6)
+    while int(float(f"{least / 1e6:.6f}") * rows / categories) < 1:  # for rounding
+        least += 1
+    return f"{least / 1e6:.6f}".rstrip("0").rstrip(".")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A block whose rows come normalised, in float64, on the device.
+
+    Attributes
+    ----------
+    mean, variance : (d,) of the normalisation, or None for none
+    rows : positions to take, or None for all
+    unit : divide rows by their norm
+    """
+
+    block: Block
+    xp: Any
+    mean: np.ndarray | None = None
+    variance: np.ndarray | None = None
+    rows: np.ndarray | None = None
+    unit: bool = False
+
+    def read(self) -> Rows:
+        """Features (n, d) float64 and labels (n,), both on the device."""
+        features, labels = self.block.read()
+        if self.rows is not None:
+            features, labels = features[self.rows], labels[self.rows]
+        x = self.xp.astype(to_device(features, self.xp), self.xp.float64)
+        if self.mean is not None and self.variance is not None:
+            mean, variance = to_device(self.mean, self.xp), to_device(self.variance, self.xp)
+            x = zscore(x, mean, variance, xp=self.xp)
+        if self.unit:
+            x = l2_normalise(x, xp=self.xp)
+        return x, to_device(labels, self.xp)
+
+
+def prepared(
+    task: Task, data: Data, normalisation: str, keep: np.ndarray | None = None
+) -> list[Prepared]:
+    """Blocks of a split, normalised; `keep` is an (n,) mask of rows to take.
+
+    `zscore` is by the train split's moments, `zscore-own` by the split's own (transductive).
+    """
+    own = {"none": None, "l2": None, "zscore": task.train, "zscore-own": data}[normalisation]
+    mean, variance = (own.mean, own.variance) if own else (None, None)
+    edges = np.cumsum([0, *data.sizes])
+    return [
+        Prepared(
+            block,
+            task.xp,
+            mean,
+            variance,
+            None if keep is None else np.flatnonzero(keep[edges[i] : edges[i + 1]]),
+            unit=normalisation == "l2",
+        )
+        for i, block in enumerate(data.blocks)
+    ]
+
+
+def held(blocks: Sequence[Prepared], data: Data) -> Sequence[Block]:
+    """The blocks in memory if they fit, for probes that pass over them many times."""
+    if len(data) * data.width * 8 > HOLD_BYTES:
+        return blocks
+    return [ArrayBlock(*block.read()) for block in blocks]

@@ -38,11 +38,11 @@ def seconds(work: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def make_rows(n: int, d: int, c: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features of overlapping Gaussian categories."""
+def make_rows(n: int, d: int, c: int, *, apart: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
+    """Features of overlapping Gaussian categories, whose centres are `apart` in each direction."""
     rng = np.random.default_rng(0)
     labels = rng.permutation(np.arange(n) % c)
-    centres = np.random.default_rng(1).normal(size=(c, d)) * 0.3
+    centres = np.random.default_rng(1).normal(size=(c, d)) * apart
     return (centres[labels] + rng.normal(size=(n, d))).astype(np.float32), labels
 
 

@@ -105,6 +105,7 @@ def pooled_reliability(
     cells = cells.sel(protocol=protocol, bn_mode=bn_mode)
     if dataset is not None:
         cells = cells.sel(dataset=[existing("dataset", dataset, results["dataset"].values)])
+    cells = cells.compute()  # as xarray.open_zarr gives it, it is on disk yet
     there = cells["count"].notnull().any(["dataset", "bin"])
     if not there.any():
         raise nothing

@@ -157,8 +157,8 @@ def drawn_rows(split: ImageSplit, protocol: Finetune, seed: int) -> np.ndarray:
     if not count:
         raise NotApplicableError(
             f"{protocol.name}: a fraction of {protocol.fraction:g} of {len(split)} images of "
-            f"{split.dataset} is none for each of {len(split.categories)} categories. The smallest "
-            f"is --fraction {smallest_fraction(len(split), len(split.categories))}"
+            f"{split.dataset} is none for each of {len(split.categories)} categories; "
+            + smallest_fraction(len(split), len(split.categories), flag="--fraction ")
         )
     fewest = np.unique(split.labels, return_counts=True)[1].min()
     if protocol.shots > fewest:

@@ -126,7 +126,7 @@ class Work:
         if not np.isfinite(scores).all():  # the loss was looked at before the last step, not after
             raise DivergedError(
                 f"diverged: after the last step the network's scores are no finite numbers. Lower "
-                f"the learning rate, as by {self.protocol.name}+lr={self.protocol.lr / 10:g}"
+                f"the learning rate, as by {self.protocol.slower}"
             )
         return scores
 

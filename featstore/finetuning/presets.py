@@ -95,11 +95,11 @@ class Finetune(Protocol):
     def __post_init__(self) -> None:
         if self.normalisation not in ("none", "bn"):
             raise ValueError(f"normalisation must be none or bn, got {self.normalisation!r}")
-        if self.crop not in CROPS or self.backbone_bn not in BACKBONE_BN:
-            raise ValueError(
-                f"crop must be one of {', '.join(CROPS)} and backbone_bn of "
-                f"{', '.join(BACKBONE_BN)}, got {self.crop!r} and {self.backbone_bn!r}"
-            )
+        for setting, known in (("crop", CROPS), ("backbone_bn", BACKBONE_BN)):
+            if getattr(self, setting) not in known:
+                raise ValueError(
+                    f"{setting} must be one of {', '.join(known)}, got {getattr(self, setting)!r}"
+                )
         if self.head not in HEADS or self.hidden < 1:
             raise ValueError(
                 f"head must be one of {', '.join(HEADS)} and hidden at least 1, got "
@@ -148,6 +148,13 @@ class Finetune(Protocol):
                 warmup = round(self.warmup * settings[one] / self.length)
                 settings = {other: 0, "warmup": warmup} | dict(settings)
         return super().changed(name, settings)
+
+    @property
+    def slower(self) -> str:
+        """Name of the same at a tenth of the learning rate."""
+        kept = [one for one in self.name.split("+") if not one.startswith("lr=")]
+        rate = f"{self.lr / 10:g}".replace("e+", "e")  # a plus would begin another setting
+        return "+".join([*kept, f"lr={rate}"])
 
     @property
     def length(self) -> int:

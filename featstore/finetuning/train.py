@@ -243,7 +243,7 @@ class _Training:
             raise DivergedError(
                 f"diverged: the loss is no finite number at step {step + 1} of {self.total}, "
                 f"in epoch {step // self.plan.per_epoch + 1}. Lower the learning rate, as by "
-                f"{self.protocol.name}+lr={self.protocol.lr / 10:g}"
+                f"{self.protocol.slower}"
             )
 
     def _record(self) -> dict[str, Any]:

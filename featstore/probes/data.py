@@ -205,12 +205,10 @@ class Task:
                 f"{shots} train images of each category are asked for, and one has {known.min()}"
             )
         if not count:
-            least = "no fraction is more"
-            if len(labels) >= self.n_categories:
-                least = f"the smallest is {smallest_fraction(len(labels), self.n_categories)}"
             raise NotApplicableError(
                 f"a fraction of {fraction:g} of {len(labels)} train images is none for each of "
-                f"{self.n_categories} categories; {least}"
+                f"{self.n_categories} categories; "
+                f"{smallest_fraction(len(labels), self.n_categories)}"
             )
         order = np.argsort(self.train.index)
         chosen = order[drawn_rows(labels[order], count, SUBSET_SEED + self.seed)]
@@ -263,12 +261,14 @@ def drawn_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-def smallest_fraction(rows: int, categories: int) -> str:
-    """The least decimal of six digits by which int(fraction * rows / categories) is one."""
+def smallest_fraction(rows: int, categories: int, *, flag: str = "") -> str:
+    """Says the least decimal of six digits by which int(fraction * rows / categories) is one."""
+    if rows < categories:
+        return "there are fewer images than categories"
     least = math.ceil(categories / rows * 1e6)
     while int(float(f"{least / 1e6:.6f}") * rows / categories) < 1:  # for rounding
         least += 1
-    return f"{least / 1e6:.6f}".rstrip("0").rstrip(".")
+    return "the smallest is " + flag + f"{least / 1e6:.6f}".rstrip("0").rstrip(".")
 
 
 @dataclass(frozen=True)

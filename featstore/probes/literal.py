@@ -140,10 +140,10 @@ class LiteralLogistic(Classifier):
 class _Fits:
     """Their estimator: every fit begins where the one before ended, whatever that was of.
 
-    Of several labels a row it is fitted to one category after the other, within each C. Theirs is
-    multinomial for two classes too: a softmax of two columns, each the other's negative, so that
-    both pay the penalty for half the log-odds. That is scikit-learn's regression of one column with
-    twice the C.
+    Of several labels a row it is fitted to one category after the other, within each C (`linear.py`
+    of their repository). Theirs is multinomial for two classes too: a softmax of two columns, each
+    the other's negative, so that both pay the penalty for half the log-odds. That is scikit-learn's
+    regression of one column with twice the C.
     """
 
     def __init__(self, task: Task, iterations: int) -> None:
@@ -151,11 +151,11 @@ class _Fits:
 
         self.model = LogisticRegression(max_iter=iterations, warm_start=True)
         self.weights: list[tuple[np.ndarray, np.ndarray]] = []  # of each category's log-odds
-        self.task, self.cut, self.converged = task, 0, True
+        self.task, self.cut = task, 0
 
     def fit(self, x: np.ndarray, y: np.ndarray, c: float) -> None:
         """Fit with their C, and count what was cut off."""
-        self.converged, self.weights = True, []
+        self.weights = []
         for target in (y == 1).T if self.task.multi_label else [y]:
             self._fit(x, target, c)
             self.weights.append((self.model.coef_[0].copy(), self.model.intercept_[0]))
@@ -164,11 +164,16 @@ class _Fits:
         from sklearn.exceptions import ConvergenceWarning
 
         classes = np.unique(target)
+        known = getattr(self.model, "classes_", classes)
+        self.model.set_params(
+            C=2 * c if len(classes) == 2 else c,
+            warm_start=np.array_equal(known, classes),  # anew after rows that lacked a category
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # counted instead
-            self.model.set_params(C=2 * c if len(classes) == 2 else c).fit(x, target)
+            self.model.fit(x, target)
         if self.model.n_iter_.max() >= self.model.max_iter:
-            self.cut, self.converged = self.cut + 1, False
+            self.cut += 1
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """(n, c) log-probabilities of all categories; of several labels a row, log-odds."""

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from featstore.analysis import plots
 from featstore.analysis.calibration import SCALED, calibration_errors, pooled_reliability
@@ -153,3 +154,13 @@ def test_results_from_before_reliability_was_kept_say_so(study):
     old = study.drop_dims("bin")
     with pytest.raises(ValueError, match="probe again with --overwrite"):
         plots.reliability(old, protocol="logreg")
+
+
+def test_a_dataset_that_is_on_disk_yet_is_read(study):
+    """As `xarray.open_zarr` gives it."""
+    for one, other in zip(
+        pooled_reliability(study.chunk(), protocol="logreg"),
+        pooled_reliability(study, protocol="logreg"),
+        strict=True,
+    ):
+        xr.testing.assert_identical(one.compute(), other)

@@ -635,7 +635,7 @@ def test_the_command_fills_cells_and_says_so(command):
     assert (status, found["up_to_date"], found["results"]) == (0, 2, "data/results.zarr")
     status, out, err = command("-p", "finetune-tiny", "--fraction", "0.01")
     assert (status, err.count("\n")) == (1, 1)
-    assert "The smallest is --fraction 0.125" in err
+    assert "the smallest is --fraction 0.125" in err
     status, _, err = command("-p", "finetune-large")
     assert (status, err.count("\n")) == (2, 1)
 

@@ -164,7 +164,8 @@ def test_warm_up_keeps_its_share_of_another_length_unless_it_is_given(name, warm
         ("finetune-marks+epochs=3+steps=3", "give epochs or steps"),
         ("finetune-marks+epochs=0", "give epochs or steps"),
         ("finetune-marks+fraction=0", "fraction must lie in 0..1"),
-        ("finetune-marks+crop=left", "crop must be one of"),
+        ("finetune-marks+crop=left", "crop must be one of random, centre, chosen, got 'left'"),
+        ("finetune-marks+backbone_bn=no", "backbone_bn must be one of train, frozen, got 'no'"),
         ("finetune-marks+lr=-1", "rates are above 0"),
         ("finetune-marks+lrs=0.1", "belong together"),
         ("finetune-marks+normalisation=l2", "none or bn"),
@@ -178,3 +179,15 @@ def test_warm_up_keeps_its_share_of_another_length_unless_it_is_given(name, warm
 def test_what_cannot_be_is_refused_by_name(name, fault):
     with pytest.raises(UnknownNameError, match=fault):
         get(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "slower"),
+    [
+        ("finetune-marks", "finetune-marks+lr=0.01"),
+        ("finetune-tiny+lr=1e9+steps=30", "finetune-tiny+steps=30+lr=1e08"),
+    ],
+)
+def test_the_name_at_a_tenth_of_the_rate_is_one_that_is_taken(name, slower):
+    assert get(name).slower == slower
+    assert get(slower).lr == get(name).lr / 10

@@ -16,7 +16,8 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 from asked import Study
-from study import main, mean_and_interval
+from conclusions import mean_and_interval
+from study import main
 
 # Architecture: models pretrained with labels, and without.
 KINDS = {

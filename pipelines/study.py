@@ -21,10 +21,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import xarray as xr
 from asked import Study, both, narrowed
-from scipy.stats import t
+from conclusions import conclude
 
 import featstore
 
@@ -125,9 +123,18 @@ def dry_run(study: Study, arguments: argparse.Namespace) -> int:
         cells = models * len(study.trained_on) * len(study.trainings) * seeds
         print(
             f"finetune: {models} models, {len(study.trained_on)} datasets, "
-            f"{len(study.trainings)} protocols, {seeds} seeds: {cells:,} trainings at most"
+            f"{len(study.trainings)} protocols, {seeds} seeds: {cells:,} trainings at most, of "
+            f"{models * seeds * images_trained_on(study):,} images through a network"
         )
     return 0
+
+
+def images_trained_on(study: Study) -> int:
+    """Most images that go through one model in all its trainings, by the published sizes."""
+    known = featstore.datasets.catalogue()
+    sizes = [known[name.partition("@")[0]].n_images["train"] for name in study.trained_on]
+    trainings = [featstore.finetuning.get(name) for name in study.trainings]
+    return sum(training.images(size) for training in trainings for size in sizes)
 
 
 STORE, RESULTS = "features.zarr", "results"  # below --out
@@ -151,7 +158,7 @@ def run(study: Study, arguments: argparse.Namespace) -> int:
         finetune(study, models, both(study.trained_on, there), arguments, outcome)
     compare(arguments)
     try:
-        conclude(study, arguments.out)
+        conclude(study, arguments.out / RESULTS, arguments.out / "report.html")
     except featstore.FeatStoreError as error:  # no cell at all
         print(error)
     finally:
@@ -321,21 +328,6 @@ def compare(arguments: argparse.Namespace) -> None:
     stage.end(f"{done.feature_sets} sets of {done.datasets} datasets")
 
 
-def conclude(study: Study, out: Path) -> None:
-    """Say what the results say, and write the report."""
-    results = featstore.open_results(out / RESULTS)
-    results.attrs["title"] = study.title
-    reference = reference_of(study, results)
-    tell(results, reference)
-    study.answer(results)
-    kept = out / f"{RESULTS}.similarity.zarr"
-    similarity = featstore.open_similarity(out / RESULTS) if kept.exists() else None
-    page = featstore.report(
-        results, out / "report.html", reference=reference, similarity=similarity
-    )
-    print(f"\nresults   {out / RESULTS}.zarr\nreport    {page}")
-
-
 class Stage:
     """Lines about a stage that may take weeks: what is begun, and now and then how far it is."""
 
@@ -365,48 +357,3 @@ class Stage:
 
 def _duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
-
-
-def reference_of(study: Study, results: xr.Dataset) -> str | None:
-    """The study's reference, or with other settings if that is all there is."""
-    names = [str(one) for one in results["protocol"].values]
-    versions = [one for one in names if one.partition("+")[0] == study.reference]
-    return study.reference if study.reference in names else next(iter(versions), None)
-
-
-def tell(results: xr.Dataset, reference: str | None) -> None:
-    """Print which protocol goes how well with the reference, over models."""
-    if reference is None:
-        return
-    modes = [str(one) for one in results["bn_mode"].values]
-    known = featstore.predictors(
-        results, reference, bn_mode="eval" if "eval" in modes else modes[0]
-    ).dropna("protocol", subset=["spearman"])
-    if not known.sizes["protocol"]:
-        return
-    print(f"Spearman's correlation with {reference} over models, mean over datasets [95 %]:")
-    for name in known["protocol"].values:
-        row = known.sel(protocol=name)
-        value, low, high = (float(row[f"spearman{end}"]) for end in ("", "_low", "_high"))
-        print(f"  {marked(row):44} {value:5.2f}  [{low:5.2f}, {high:5.2f}]")
-    if np.any(known.get("transductive", False)):
-        print("  † transductive: sees all test images at once")
-
-
-def marked(row: xr.Dataset) -> str:
-    """A protocol's name, with a dagger if scored images take part in a statistic."""
-    return f"{row['protocol'].item()}{' †' if row.get('transductive', False) else ''}"
-
-
-def mean_and_interval(values: np.ndarray) -> tuple[float, float, float, int]:
-    """Mean of what is no NaN, its 95 % interval by Student's t, and how many there are.
-
-    The interval is NaN of fewer than two.
-    """
-    known = values[np.isfinite(values)]
-    n = len(known)
-    if n < 2:
-        return (float(known.mean()) if n else np.nan), np.nan, np.nan, n
-    half = float(t.ppf(0.975, n - 1) * known.std(ddof=1) / np.sqrt(n))
-    mean = float(known.mean())
-    return mean, mean - half, mean + half, n

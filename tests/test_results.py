@@ -140,7 +140,7 @@ def test_what_is_transductive_by_itself_is_so_everywhere_though_recorded_in_batc
     named = probes.PROTOCOLS | {name: probes.get(name) for name in changed}
     for name, protocol in named.items():
         cell = Cell("vit", "d", "batch", name, 0, "a" * 64)
-        more = {"splits": {}, "settings": protocol.settings()}
+        more = {"splits": {}, "transductive_by_protocol": protocol.transductive}
         record(tmp_path / "r", cell, facts(0.5, bn_free=True, transductive=True) | more, outcomes())
     put(tmp_path / "r", 0.5, model="resnet")
     found = featstore.open_results(tmp_path / "r").transductive

@@ -24,10 +24,13 @@ from featstore.analysis.style import (
     OKABE_ITO,
     PAPER,
     backbone_markers,
+    calm,
     colour_floor,
+    draw_cells,
     family_colours,
-    ink_on,
+    label_cells,
     literal,
+    new_axes,
     without_frame,
 )
 from featstore.kernels.correlate import pearson, spearman
@@ -60,17 +63,17 @@ def heat_map(
     values = cells.transpose("model", "dataset").values
     rows, columns = values.shape
     if ax is None:
-        ax = _axes(2.2 + 0.78 * columns, 0.9 + 0.3 * rows)
+        ax = new_axes(2.2 + 0.78 * columns, 0.9 + 0.3 * rows)
     finite = values[np.isfinite(values)]
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
-    _cells(ax, values, "YlGnBu", (low, max(high, low + 0.01)), lambda v: f"{100 * v:.1f}")
+    draw_cells(ax, values, "YlGnBu", (low, max(high, low + 0.01)), lambda v: f"{100 * v:.1f}")
     names = [
         str(name) if independent else f"{name}  ({stage})"
         for name, stage, independent in zip(
             cells["model"].values, results["stage"].values, is_independent(results), strict=True
         )
     ]
-    _label_cells(ax, names, [str(name) for name in cells["dataset"].values])
+    label_cells(ax, names, [str(name) for name in cells["dataset"].values])
     return ax
 
 
@@ -90,16 +93,18 @@ def correlation_map(
     """
     values = correlations[statistic].transpose("protocol", "other").values
     if ax is None:
-        ax = _axes(2.0 + 0.46 * len(values), 1.6 + 0.36 * len(values))
+        ax = new_axes(2.0 + 0.46 * len(values), 1.6 + 0.36 * len(values))
     lowest = colour_floor(values) if lowest is None else lowest
     colours, limits = ("RdBu", (-1.0, 1.0)) if lowest < 0 else ("Blues", (lowest, 1.0))
-    _cells(ax, values, colours, limits, lambda v: f"{v:.2f}".replace("-", "−").replace("0.", "."))
+    draw_cells(
+        ax, values, colours, limits, lambda v: f"{v:.2f}".replace("-", "−").replace("0.", ".")
+    )
     names = [str(name) for name in correlations["protocol"].values]
     if labels is None and "transductive" in correlations.coords:
         marks = correlations["transductive"].values
         labels = {name: f"{name} {DAGGER}" for name, mark in zip(names, marks, strict=True) if mark}
     names = [(labels or {}).get(name, name) for name in names]
-    _label_cells(ax, names, names)
+    label_cells(ax, names, names)
     return ax
 
 
@@ -183,7 +188,7 @@ def bn_shift(results: xr.Dataset, *, baseline: str = "eval", ax: Axes | None = N
     change = change.mean("dataset").dropna("protocol", how="all")
     protocols = [str(name) for name in change["protocol"].values]
     if ax is None:
-        ax = _axes(7.2, 0.9 + 0.34 * len(protocols) * max(1, len(modes)) ** 0.5)
+        ax = new_axes(7.2, 0.9 + 0.34 * len(protocols) * max(1, len(modes)) ** 0.5)
     ax.axvline(0, color=FAINT, linewidth=0.8)
     for number, mode in enumerate(modes):
         gain = 100 * change.sel(bn_mode=mode)
@@ -231,7 +236,7 @@ def reliability(
         results, protocol=protocol, dataset=dataset, bn_mode=bn_mode
     )
     if ax is None:
-        ax = _axes(3.3, 3.2)
+        ax = new_axes(3.3, 3.2)
     edges = 100 * np.linspace(0, 1, pooled.sizes["bin"] + 1)
     ax.bar(
         edges[:-1], 100 * pooled["share"].values, np.diff(edges), align="edge",
@@ -247,7 +252,7 @@ def reliability(
     ax.set_xlabel("confidence (%)", fontsize=9.5, color=INK)
     ax.set_ylabel("accuracy (%)", fontsize=9.5, color=INK)
     ax.set_title(literal(protocol_label(results, protocol, bn_mode)), fontsize=9.5, color=INK)
-    _calm(ax)
+    calm(ax)
     return ax
 
 
@@ -256,52 +261,10 @@ def _reliability_line(ax: Axes, side: xr.Dataset, **style: Any) -> list[Line2D]:
     return ax.plot(100 * shown["confidence"].values, 100 * shown["accuracy"].values, **style)
 
 
-def _calm(ax: Axes) -> None:
-    """Grey axes to the left and below, nothing above and to the right."""
-    ax.tick_params(labelsize=8.5, color=FAINT, labelcolor=INK)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color(FAINT)
-
-
-def _axes(width: float, height: float) -> Axes:
-    """Axes that fill a new Figure; sizes in inches."""
-    return Figure(figsize=(width, height), layout="constrained").add_subplot()
-
-
-def _cells(ax: Axes, values: Any, colours: str, limits: tuple[float, float], text: Any) -> None:
-    """A grid of coloured cells with their values written inside."""
-    mesh = ax.pcolormesh(
-        np.arange(values.shape[1] + 1) - 0.5,
-        np.arange(values.shape[0] + 1) - 0.5,
-        np.ma.masked_invalid(values),
-        cmap=colours,
-        vmin=limits[0],
-        vmax=limits[1],
-        edgecolors="white",
-        linewidth=1.5,
-    )
-    papers = np.asarray(mesh.cmap(np.asarray(mesh.norm(values))))
-    for (row, column), value in np.ndenumerate(values):
-        known = np.isfinite(value)
-        words, colour = (text(value), ink_on(papers[row, column])) if known else ("–", FAINT)
-        cell = ax.text(column, row, words, color=colour, ha="center", va="center", fontsize=9)
-        cell.set_in_layout(False)  # it lies inside, and measuring them all takes long
-    ax.set_facecolor(PAPER)
-    ax.invert_yaxis()  # row 0 on top
-
-
-def _label_cells(ax: Axes, rows: list[str], columns: list[str]) -> None:
-    ax.set_yticks(range(len(rows)), [literal(name) for name in rows])
-    columns = [literal(name) for name in columns]
-    ax.set_xticks(range(len(columns)), columns, rotation=40, ha="left", rotation_mode="anchor")
-    ax.xaxis.tick_top()
-    without_frame(ax)
-
-
 def _points(results: xr.Dataset, x: xr.Dataset, y: xr.Dataset, ax: Axes | None) -> Axes:
     """One marker a model with its intervals, and the coefficients on top."""
     if ax is None:
-        ax = _axes(3.3, 3.2)
+        ax = new_axes(3.3, 3.2)
     colours, markers = family_colours(results), backbone_markers(results)
     independent = is_independent(results).values
     shown = (x["score"].notnull() & y["score"].notnull()).values
@@ -313,7 +276,7 @@ def _points(results: xr.Dataset, x: xr.Dataset, y: xr.Dataset, ax: Axes | None) 
         xerr=reach_x[:, shown],
         yerr=reach_y[:, shown],
         fmt="none",
-        ecolor=[colours[str(one)] for one in families[shown]],  # type: ignore[arg-type]  # works
+        ecolor=[colours[str(one)] for one in families[shown]],  # type: ignore[arg-type]  # a list of colours is taken
         elinewidth=0.7,
         alpha=0.9,
     )
@@ -331,7 +294,7 @@ def _points(results: xr.Dataset, x: xr.Dataset, y: xr.Dataset, ax: Axes | None) 
         mark.set_gid(f"tip:{names[number]}")  # the report turns it into a tooltip
     _fit_limits(ax, across[shown], upward[shown])
     ax.set_title(_coefficients(x, y, shown & independent), fontsize=9.5, color=INK)
-    _calm(ax)
+    calm(ax)
     ax.xaxis.label.set(fontsize=9.5, color=INK)
     ax.yaxis.label.set(fontsize=9.5, color=INK)
     return ax

@@ -1,4 +1,4 @@
-"""Colours, markers and text that all pictures share."""
+"""Colours, markers, text and grids of cells that all pictures share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import xarray as xr
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
 
 # Okabe & Ito (2008): told apart with any common colour blindness. Grey is for random weights.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -80,3 +81,46 @@ def without_frame(ax: Axes) -> None:
         spine.set_visible(False)
     ax.tick_params(length=0, labelsize=9, labelcolor=INK)
     ax.set_axisbelow(True)
+
+
+def calm(ax: Axes) -> None:
+    """Grey axes to the left and below, nothing above and to the right."""
+    ax.tick_params(labelsize=8.5, color=FAINT, labelcolor=INK)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(FAINT)
+
+
+def new_axes(width: float, height: float) -> Axes:
+    """Axes that fill a new Figure; sizes in inches."""
+    return Figure(figsize=(width, height), layout="constrained").add_subplot()
+
+
+def draw_cells(ax: Axes, values: Any, colours: str, limits: tuple[float, float], text: Any) -> None:
+    """A grid of coloured cells with their values written inside."""
+    mesh = ax.pcolormesh(
+        np.arange(values.shape[1] + 1) - 0.5,
+        np.arange(values.shape[0] + 1) - 0.5,
+        np.ma.masked_invalid(values),
+        cmap=colours,
+        vmin=limits[0],
+        vmax=limits[1],
+        edgecolors="white",
+        linewidth=1.5,
+    )
+    papers = np.asarray(mesh.cmap(np.asarray(mesh.norm(values))))
+    for (row, column), value in np.ndenumerate(values):
+        known = np.isfinite(value)
+        words, colour = (text(value), ink_on(papers[row, column])) if known else ("–", FAINT)
+        cell = ax.text(column, row, words, color=colour, ha="center", va="center", fontsize=9)
+        cell.set_in_layout(False)  # it lies inside, and measuring them all takes long
+    ax.set_facecolor(PAPER)
+    ax.invert_yaxis()  # row 0 on top
+
+
+def label_cells(ax: Axes, rows: list[str], columns: list[str]) -> None:
+    """Names of the rows to the left of such a grid, of the columns above it."""
+    ax.set_yticks(range(len(rows)), [literal(name) for name in rows])
+    columns = [literal(name) for name in columns]
+    ax.set_xticks(range(len(columns)), columns, rotation=40, ha="left", rotation_mode="anchor")
+    ax.xaxis.tick_top()
+    without_frame(ax)

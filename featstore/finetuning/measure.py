@@ -28,6 +28,7 @@ from featstore.kernels.metrics import own_score
 from featstore.keys import sha256_json
 from featstore.probes import Measured
 from featstore.probes.base import accuracy, calibration, precision, scaled_calibration, summary
+from featstore.probes.held_out import permuted_share
 
 Callback = Callable[[dict[str, Any]], None]
 """Called where an epoch ends: cell, training, epoch, step, loss, accuracy, lr."""
@@ -244,9 +245,8 @@ class Run:
         if "val" in work.splits:
             kept, name, held = rows, "val", np.arange(len(work.splits["val"]))
         else:  # as Ericsson et al. draw it, so that seed 0 is theirs
-            order = np.random.RandomState(work.seed).permutation(len(rows))
-            cut = int(protocol.held_out * len(rows))
-            kept, name, held = rows[np.sort(order[cut:])], "train", rows[np.sort(order[:cut])]
+            out = np.sort(permuted_share(len(rows), protocol.held_out, work.seed))
+            kept, name, held = np.delete(rows, out), "train", rows[out]
         if not len(held) or len(kept) < 2:
             raise NotApplicableError(
                 f"{protocol.name}: {len(rows)} train images are too few to hold "

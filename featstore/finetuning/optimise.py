@@ -25,7 +25,8 @@ def layer_scales(module: nn.Module, decay: float) -> dict[str, float]:
     them that of the last: published so by Marks et al., after iBOT. timm's own scales are the same,
     but for a norm after the pooling and for a model that has no head yet.
     """
-    layers = group_parameters(module, module.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
+    matcher = module.group_matcher(coarse=False)  # type: ignore[operator]  # timm's
+    layers = group_parameters(module, matcher, reverse=True)
     last = len(module.blocks) + 1  # type: ignore[arg-type]  # a Sequential
     return {name: decay ** max(1, last - layer) for name, layer in layers.items()}
 

@@ -161,6 +161,14 @@ class Finetune(Protocol):
         """In steps or else in epochs, whichever is given."""
         return self.steps or self.epochs
 
+    def images(self, train: int) -> int:
+        """Most images that go through the network in all trainings, of so many in train."""
+        trainings = len(self.candidates())
+        trainings += trainings > 1  # the best once more
+        if self.steps:
+            return trainings * self.steps * self.batch_size
+        return trainings * self.epochs * int(self.fraction * train)
+
     @property
     def computed(self) -> dict[str, Any]:
         """The settings that change what is computed."""

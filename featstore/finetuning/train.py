@@ -146,6 +146,7 @@ class _Training:
         machine: Machine,
     ) -> None:
         device = machine.device
+        # Typed without `memory_format`, which it takes.
         self.net = net.to(device, memory_format=machine.layout).train()  # type: ignore[call-overload]
         self.run = torch.compile(net) if machine.compile else net
         self.samples, self.protocol = samples, protocol

@@ -16,7 +16,7 @@ from featstore.backend import Array, to_device, to_host
 from featstore.errors import NotApplicableError, ProbeError
 from featstore.probes.base import Classifier, Fitted, check_ascending
 from featstore.probes.data import Task, prepared
-from featstore.probes.logreg import held_out_rows
+from featstore.probes.held_out import held_out_rows
 
 HEADS = ("linear", "mlp")
 

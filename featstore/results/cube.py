@@ -150,11 +150,13 @@ def _assemble(documents: list[dict[str, Any]], *, seeds: bool) -> xr.Dataset:
     for document in documents:
         everywhere = document["model_info"]["bn_free"]
         modes = axes["bn_mode"] if everywhere else [document["bn_mode"]]
+        # What is so by its protocol is so in every mode that shows it; by its BN mode, in that one.
+        by_protocol = document.get("transductive_by_protocol", document["bn_mode"] != BNMode.BATCH)
         for mode in modes:
             at = tuple(place[axis][mode if axis == "bn_mode" else document[axis]] for axis in axes)
             for name, value in _numbers(document).items():
                 values[name][at] = value
-            if _by_itself(document) or (document["transductive"] and mode == document["bn_mode"]):
+            if document["transductive"] and (by_protocol or mode == document["bn_mode"]):
                 transductive[at[2], at[3]] = True
     dims = (*axes, "bin")
     variables = {name: (dims[: array.ndim], array) for name, array in values.items()}
@@ -181,19 +183,6 @@ def _assemble(documents: list[dict[str, Any]], *, seeds: bool) -> xr.Dataset:
         "created": max(d["created"] for d in documents),
     }
     return dataset
-
-
-def _by_itself(document: Mapping[str, Any]) -> bool:
-    """Whether a cell is transductive by its protocol, and so in every BN mode that shows it."""
-    if document["bn_mode"] != BNMode.BATCH:
-        return bool(document["transductive"])
-    # In `batch` every record says so, and the settings tell: as `Protocol.transductive` does.
-    kind, normalisation = (document["settings"].get(k) for k in ("kind", "normalisation"))
-    return bool(
-        normalisation == "zscore-own"
-        or (kind == "fewshot" and normalisation == "zscore")
-        or kind == "clustering"
-    )
 
 
 def _mean_over_seeds(dataset: xr.Dataset) -> xr.Dataset:

@@ -133,6 +133,7 @@ def told(protocol: Protocol, measured: Measured, dataset_info: dict[str, Any]) -
         "seconds": round(measured.seconds, 6),
         "certificate": measured.certificate,
         "settings": protocol.settings(),
+        "transductive_by_protocol": protocol.transductive,
         "dataset_info": dataset_info,
     }
 

@@ -191,3 +191,17 @@ def test_what_cannot_be_is_refused_by_name(name, fault):
 def test_the_name_at_a_tenth_of_the_rate_is_one_that_is_taken(name, slower):
     assert get(name).slower == slower
     assert get(slower).lr == get(name).lr / 10
+
+
+@pytest.mark.parametrize(
+    ("name", "images"),
+    [
+        ("finetune-marks", 100 * 50_000),
+        ("linear-marks-literal-bn", 100 * 50_000),
+        ("finetune10-marks-swav", 20 * 5_000),
+        ("finetune1-marks-byol2", 30 * 500),
+        ("finetune-ericsson", (20 * 2 + 1) * 5_000 * 64),
+    ],
+)
+def test_images_through_the_network_are_those_of_all_trainings(name, images):
+    assert get(name).images(50_000) == images

@@ -192,6 +192,12 @@ def tree(*roots):
 
 
 @pytest.fixture(scope="session")
+def conclusions(study):
+    """The module `conclusions` of the scripts."""
+    return importlib.import_module("conclusions")
+
+
+@pytest.fixture(scope="session")
 def study():
     """The module `study` of the scripts; `study.of(SCRIPT)` is the study of one."""
     with pytest.MonkeyPatch.context() as patch:

@@ -118,12 +118,14 @@ def test_a_study_of_which_nothing_is_left_is_refused(run):
     [
         ("marks2024.py", [
             "extract: 26 models, 11 datasets", "probe: 48 protocols, 1 seeds: 31,680 cells at most",
-            "finetune: 26 models, 11 datasets, 10 protocols, 1 seeds: 2,860 trainings at most",
+            "finetune: 26 models, 11 datasets, 10 protocols, 1 seeds: 2,860 trainings at most, of "
+            "35,461,753,080 images through a network",  # 6 x 100 epochs, 60 of .1 and of .01
         ]),
         ("ericsson2021.py", [
             "extract: 14 models, 11 datasets", "probe: 27 protocols, 1 seeds: 4,158 cells at most",
             "extract: 14 models, 14 datasets", "probe: 3 protocols, 1 seeds: 588 cells at most",
-            "finetune: 14 models, 11 datasets, 1 protocols, 1 seeds: 154 trainings at most",
+            "finetune: 14 models, 11 datasets, 1 protocols, 1 seeds: 154 trainings at most, of "
+            "2,020,480,000 images through a network",  # 41 x 5,000 x 64 for each
         ]),
         ("label_size.py", [
             "extract: 11 models, 7 datasets", "probe: 21 protocols, 3 seeds: 4,851 cells at most",
@@ -200,7 +202,7 @@ def test_where_nothing_is_there_nothing_is_done(run, world):
     assert [line.split(":")[0] for line in lines[-2:]] == ["missing", "missing"]
 
 
-def test_protocols_are_told_by_how_well_they_go_with_the_reference(study, capsys):
+def test_protocols_are_told_by_how_well_they_go_with_the_reference(study, conclusions, capsys):
     rng = np.random.default_rng(0)
     dims = ("model", "dataset", "bn_mode", "protocol")
     names = ["knn-marks", "logreg", "finetune-marks+steps=1", "ncm"]
@@ -212,9 +214,9 @@ def test_protocols_are_told_by_how_well_they_go_with_the_reference(study, capsys
         {"model": [f"m{i}" for i in range(9)], "dataset": ["a", "b", "c"], "bn_mode": ["adapt"],
          "protocol": names, "stage": ("model", ["late"] * 9)},
     )  # fmt: skip
-    reference = study.reference_of(study.of("marks2024.py"), results)
+    reference = conclusions.reference_of(study.of("marks2024.py"), results)
     assert reference == "finetune-marks+steps=1"
-    study.tell(results, reference)
+    conclusions.tell(results, reference)
     head, *rows = capsys.readouterr().out.splitlines()
     assert reference in head
     expected = {
@@ -226,26 +228,26 @@ def test_protocols_are_told_by_how_well_they_go_with_the_reference(study, capsys
         [name, f"{expected[name]:.2f}"] for name in ("logreg", "knn-marks")
     ]
     results["transductive"] = (("bn_mode", "protocol"), [[True, False, False, False]])
-    study.tell(results, reference)
+    conclusions.tell(results, reference)
     _, *rows, last = capsys.readouterr().out.splitlines()
     assert [row.split()[:2] for row in rows] == [
         ["logreg", f"{expected['logreg']:.2f}"],
         ["knn-marks", "†"],
     ]
     assert last.strip() == "† transductive: sees all test images at once"
-    study.tell(results, None)
-    study.tell(results.isel(model=slice(0, 2)), reference)
+    conclusions.tell(results, None)
+    conclusions.tell(results.isel(model=slice(0, 2)), reference)
     assert capsys.readouterr().out == ""
-    assert study.reference_of(study.of("label_size.py"), results.isel(protocol=[0])) is None
+    assert conclusions.reference_of(study.of("label_size.py"), results.isel(protocol=[0])) is None
 
 
-def test_an_interval_is_that_of_a_t_test_and_none_of_one_value(study):
+def test_an_interval_is_that_of_a_t_test_and_none_of_one_value(conclusions):
     values = np.array([0.1, np.nan, 0.4, -0.2, 0.3])
     known = values[np.isfinite(values)]
     interval = ttest_1samp(known, 0).confidence_interval(0.95)
-    assert study.mean_and_interval(values) == pytest.approx(
+    assert conclusions.mean_and_interval(values) == pytest.approx(
         (known.mean(), interval.low, interval.high, 4)
     )
-    mean, low, high, n = study.mean_and_interval(np.array([0.5, np.nan]))
+    mean, low, high, n = conclusions.mean_and_interval(np.array([0.5, np.nan]))
     assert (mean, n) == (0.5, 1)
     assert np.isnan([low, high]).all()

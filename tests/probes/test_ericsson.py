@@ -15,7 +15,7 @@ from featstore.datasets import catalogue as datasets
 from featstore.errors import NotApplicableError
 from featstore.kernels.metrics import interpolated_precision
 from featstore.models import catalogue as models
-from featstore.probes import Data, literal, logreg
+from featstore.probes import Data, held_out, literal
 
 from .conftest import make_data, make_task
 from .test_prototypes import run
@@ -75,9 +75,9 @@ def test_of_equally_good_c_the_preset_takes_the_one_it_says(name, wins):
     task = make_task(x, y, z, t)
     protocol = probes.get(name)
     if protocol.draw == "permutation":
-        out = logreg.permuted_rows(task.train, protocol.held_out, 0)
+        out = held_out.permuted_rows(task.train, protocol.held_out, 0)
     else:
-        out = logreg.held_out_rows(y, protocol.held_out, 0)
+        out = held_out.held_out_rows(y, protocol.held_out, 0)
     cs = 10.0 ** np.array(protocol.log10_c)
     scores = np.array([fitted(x[~out], y[~out], c).score(x[out], y[out]) for c in cs])
     equal = cs[scores == scores.max()]
@@ -100,7 +100,7 @@ def test_without_one_the_first_fifth_of_numpys_permutation_is_held_out(data):
     expected[order[:48]] = True
     shuffled = np.random.default_rng(1).permutation(240)  # the order in which rows are stored
     stored = replace(Data.of_arrays(x[shuffled], y[shuffled]), index=shuffled)
-    np.testing.assert_array_equal(logreg.permuted_rows(stored, 0.2, 0), expected[shuffled])
+    np.testing.assert_array_equal(held_out.permuted_rows(stored, 0.2, 0), expected[shuffled])
 
 
 @pytest.mark.parametrize("name", ["logreg-ericsson", "logreg-ericsson-literal"])
@@ -111,7 +111,7 @@ def test_of_a_draw_a_fifth_of_the_rows_drawn_is_held_out(name, data):
         few = task.few(10)
         found = run(f"{name}+{GRID}+shots=10", task).certificate
         assert (found["train_rows"], found["held_out_rows"]) == (40, 8)
-        (out,) = logreg.permuted_folds(few, 0.2)
+        (out,) = held_out.permuted_folds(few, 0.2)
         ordered = np.sort(few.train.index)
         expected = ordered[np.random.RandomState(seed).permutation(40)[:8]]
         assert set(few.train.index[out]) == set(expected)
@@ -124,7 +124,7 @@ def test_of_two_images_of_each_category_each_chooses_c_once_and_of_one_it_is_1(n
     x, y, z, t = make_data(n_train=120)
     task = make_task(x, y, z, t, seed=1)
     few = task.few(2)
-    masks = logreg.permuted_folds(few, 0.2)
+    masks = held_out.permuted_folds(few, 0.2)
     np.testing.assert_array_equal(np.sum(masks, axis=0), 1)
     rows, labels = few.train.rows()
     scores = []
@@ -155,7 +155,7 @@ def test_the_choice_is_by_the_datasets_own_metric():
     kept = (y != 0) | (np.arange(len(y)) % 8 == 0)  # one rare category
     task = make_task(x[kept], y[kept], z, t)
     name = f"logreg-ericsson+{GRID}"
-    out = logreg.permuted_rows(task.train, 0.2, 0)
+    out = held_out.permuted_rows(task.train, 0.2, 0)
     xs, ys = x[kept], y[kept]
     expected = []
     for c in (-2, -1, 0, 1):
@@ -262,7 +262,7 @@ def test_of_several_labels_the_literal_form_is_one_estimator_from_category_to_ca
 def test_a_category_that_only_held_out_rows_have_begins_anew(data):
     x, y, z, t = data
     task = make_task(x, y, z, t)
-    kept = (y != 3) | logreg.permuted_rows(task.train, 0.2, 0)
+    kept = (y != 3) | held_out.permuted_rows(task.train, 0.2, 0)
     left = Data.of_arrays(x[kept], y[kept])
     left = replace(left, index=np.flatnonzero(kept), n_skipped=int((~kept).sum()))
     task = replace(task, train=left)

@@ -11,7 +11,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from featstore import probes
 from featstore.errors import NotApplicableError, UnknownNameError
-from featstore.probes import Data
+from featstore.probes import Data, held_out
 from featstore.probes.linear import schedule_factor
 
 from .conftest import make_data, make_task
@@ -146,7 +146,7 @@ def test_the_grid_is_one_loop_for_each_rate_and_the_best_is_trained_again(metric
     if official:
         kept, asked, every = (x[:200], y[:200]), (x[200:], y[200:]), (x[:200], y[:200])
     else:
-        out = probes.linear.held_out_rows(y, 0.1, 3)
+        out = held_out.held_out_rows(y, 0.1, 3)
         kept, asked, every = (x[~out], y[~out]), (x[out], y[out]), (x, y)
     scores = []
     for rate in rates:

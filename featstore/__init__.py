@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers and editors see
-    from featstore import datasets, finetuning, models, probes
+    from featstore import datasets, finetuning, kernels, models, probes
     from featstore.analysis.batchnorm import backbone_bn, head_bn
     from featstore.analysis.calibration import calibration_errors
     from featstore.analysis.compare import compare_protocols
@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
 
 __version__ = "0.1.0"
 
-_MODULES = ("datasets", "finetuning", "models", "probes")  # for their `expand` and catalogues
+_MODULES = ("datasets", "finetuning", "kernels", "models", "probes")
 
 _HOMES = {
     "BNMode": "featstore.keys",
@@ -102,6 +102,7 @@ __all__ = [
     "head_bn",
     "heat_map",
     "import_features",
+    "kernels",
     "load_dataset",
     "load_model",
     "merge_store",

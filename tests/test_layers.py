@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"keys", "backend"},
+    {"keys", "backend", "cuda"},
     {"kernels", "errors", "home", "web"},
     {"store", "names", "fetch"},
     {"blocks", "results"},
@@ -24,7 +24,7 @@ FILES = sorted((ROOT / "featstore").rglob("*.py"))
 DOORS = {
     "dask": {"blocks"},
     "distributed": {"blocks"},
-    "cupy": {"backend"},
+    "cupy": {"backend", "cuda"},
     "zarr": {"store"},
     "numcodecs": {"store"},
     "xarray": {"results", "analysis"},

@@ -18,6 +18,7 @@ from featstore.kernels.ridge import (
     loo_errors,
     merge_grams,
     solve_ridge,
+    solve_ridge_rows,
 )
 from featstore.probes.base import Classifier, Fitted, check_exponents
 from featstore.probes.data import SHOTS, Task, held, prepared
@@ -44,9 +45,8 @@ class Ridge(Classifier):
     def fit(self, task: Task) -> Fitted:
         """Scorer by fitted values."""
         rows = held(prepared(task, task.train, self.normalisation), task.train)
-        gram = gram_sums(task, self.normalisation)
         lambdas = [10.0**x for x in self.log10_lambda]
-        solution = solve_ridge(gram, lambdas, xp=task.xp)
+        solution = _solve(task, rows, lambdas, self.normalisation)
         squared, correct = reduce_blocks(
             partial(_loo, solution=solution, xp=task.xp), rows, _add_pairs, parallel=task.parallel
         )
@@ -63,6 +63,17 @@ class Ridge(Classifier):
                 "loo_top1": [float(c) / n for c in correct],
             },
         )
+
+
+def _solve(
+    task: Task, rows: Sequence[Block], lambdas: Sequence[float], normalisation: str
+) -> RidgeSolution:
+    """By products between features, or between rows where these are fewer."""
+    if len(task.train) > task.train.width:
+        return solve_ridge(gram_sums(task, normalisation), lambdas, xp=task.xp)
+    parts = [block.read() for block in rows]
+    features, labels = (task.xp.concat(of, axis=0) for of in zip(*parts, strict=True))
+    return solve_ridge_rows(features, labels, lambdas, n_categories=task.n_categories, xp=task.xp)
 
 
 def gram_sums(task: Task, normalisation: str) -> Gram:

@@ -7,7 +7,13 @@ import pytest
 from sklearn.linear_model import Ridge, RidgeClassifierCV, RidgeCV
 
 from featstore.backend import to_host
-from featstore.kernels.ridge import gram_block, loo_errors, merge_grams, solve_ridge
+from featstore.kernels.ridge import (
+    gram_block,
+    loo_errors,
+    merge_grams,
+    solve_ridge,
+    solve_ridge_rows,
+)
 
 LAMBDAS = [1e-3, 0.1, 1.0, 30.0, 1e4]
 
@@ -56,6 +62,64 @@ def test_leave_one_out_errors_are_those_of_refits(xp, cuts, d):
         assert correct[choice] == np.sum(np.argmax(scores, axis=1) == labels)
 
 
+@pytest.mark.parametrize("d", [6, 60])
+@pytest.mark.parametrize("twice", [False, True])
+def test_all_rows_at_once_give_the_weights_of_scikit_learn(xp, d, twice):
+    features, labels = problem(d=d)
+    if twice:  # directions without spread
+        features, labels = np.repeat(features, 2, axis=0)[:d], np.repeat(labels, 2)[:d]
+    arrays = xp.asarray(features), xp.asarray(labels)
+    solution = solve_ridge_rows(*arrays, LAMBDAS, n_categories=3, xp=xp)
+    _, squared, correct = solve(features, labels, xp)
+    for choice, penalty in enumerate(LAMBDAS):
+        model = Ridge(alpha=penalty).fit(features, np.eye(3)[labels])
+        weight = to_host(solution.weight(choice, xp=xp))
+        np.testing.assert_allclose(weight[:-1], model.coef_.T, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(weight[-1], model.intercept_, rtol=1e-6, atol=1e-8)
+    found = loo_errors(*arrays, solution, xp=xp)
+    np.testing.assert_allclose(to_host(found[0]), squared, rtol=1e-6)
+    np.testing.assert_array_equal(to_host(found[1]), correct)
+
+
+def test_rows_without_any_spread_are_fitted_by_their_share(xp):
+    arrays = xp.ones((3, 5)), xp.asarray([0, 1, 1])
+    solution = solve_ridge_rows(*arrays, [0.1], n_categories=2, xp=xp)
+    weight = to_host(solution.weight(0, xp=xp))
+    np.testing.assert_allclose(weight, [[0, 0]] * 5 + [[1 / 3, 2 / 3]], atol=1e-12)
+
+
+@pytest.mark.parametrize(("counts", "right"), [((3, 2), 3), ((2, 3), 0)])
+def test_of_equal_left_out_scores_the_lower_category_wins(xp, counts, right):
+    labels = np.repeat([0, 1], counts)  # without one of three, there are two of each
+    _, _, correct = solve(np.zeros((5, 1)), labels, xp, c=2, lambdas=[1.0, 3.0])
+    assert correct.tolist() == [right, right]
+
+
+@pytest.mark.parametrize("spread", [0, 6])  # decades between the largest and the smallest scale
+@pytest.mark.parametrize("cuts", [[], [1, 1700, 4000]])
+def test_errors_of_many_rows_are_those_of_the_hat_matrix(xp, spread, cuts):
+    features, labels = problem(n=5000, d=12, c=5)
+    features = (features - 5.0) * np.logspace(0, -spread, 12)
+    lambdas = np.logspace(-9, 6, 16)
+    _, squared, correct = solve(features, labels, xp, c=5, cuts=cuts, lambdas=lambdas)
+    x, t = features - features.mean(axis=0), np.eye(5)[labels]
+    for choice, penalty in enumerate(lambdas):
+        solved = np.linalg.solve(x.T @ x + penalty * np.eye(12), x.T)
+        leverage = np.einsum("nd,dn->n", x, solved) + 1 / 5000
+        fitted = x @ (solved @ t) + t.mean(axis=0)
+        left_out = t - (t - fitted) / (1 - leverage)[:, None]
+        assert squared[choice] == pytest.approx(np.sum((t - left_out) ** 2), rel=1e-7)
+        assert abs(correct[choice] - np.sum(left_out.argmax(axis=1) == labels)) <= 1
+
+
+def test_one_row_that_pulls_the_fit_to_itself_costs_no_digits():
+    features, labels = problem(n=5000, d=3)
+    features[7] = 1e3, -3e3, 2e3
+    model = RidgeCV(alphas=LAMBDAS, store_cv_results=True).fit(features, np.eye(3)[labels])
+    _, squared, _ = solve(features, labels, array_api_compat.numpy)
+    np.testing.assert_allclose(squared, model.cv_results_.sum(axis=(0, 1)), rtol=1e-6)
+
+
 def test_the_lambda_of_least_error_is_that_of_scikit_learn():
     features, labels = problem(n=120, d=20, c=4, offset=0.0)
     xp = array_api_compat.numpy
@@ -86,16 +150,56 @@ def test_a_row_the_fit_passes_through_gives_finite_errors(xp):
     assert np.all(np.isfinite(squared))
 
 
-@pytest.mark.parametrize("lambdas", [[], [1.0, 0.0], [-1.0]])
-def test_a_lambda_that_is_none_is_refused(lambdas):
-    xp = array_api_compat.numpy
-    gram = gram_block(*problem(), n_categories=3, xp=xp)
+@pytest.mark.parametrize("lambdas", [[], [1.0, 0.0], [-1.0], [np.nan], [np.inf]])
+@pytest.mark.parametrize("d", [6, 60])
+def test_a_lambda_that_is_none_is_refused(lambdas, d):
+    xp, (features, labels) = array_api_compat.numpy, problem(d=d)
     with pytest.raises(ValueError, match="lambdas must all be above 0"):
-        solve_ridge(gram, lambdas, xp=xp)
+        solve(features, labels, xp, lambdas=lambdas)
+    with pytest.raises(ValueError, match="lambdas must all be above 0"):
+        solve_ridge_rows(features, labels, lambdas, n_categories=3, xp=xp)
 
 
-def test_one_row_cannot_be_left_out():
-    xp = array_api_compat.numpy
-    gram = gram_block(np.ones((1, 2)), np.zeros(1, int), n_categories=2, xp=xp)
-    with pytest.raises(ValueError, match="at least 2 rows, got 1"):
-        solve_ridge(gram, [1.0], xp=xp)
+@pytest.mark.parametrize(
+    ("labels", "fault"),
+    [([0], "at least 2 rows, got 1"), ([1, 1], "labels must be of at least 2 categories, got 1")],
+)
+@pytest.mark.parametrize("d", [1, 9])
+def test_what_has_nothing_to_tell_apart_is_refused(xp, labels, fault, d):
+    block = xp.ones((len(labels), d)), xp.asarray(labels)
+    with pytest.raises(ValueError, match=fault):
+        solve_ridge(gram_block(*block, n_categories=2, xp=xp), [1.0], xp=xp)
+    with pytest.raises(ValueError, match=fault):
+        solve_ridge_rows(*block, [1.0], n_categories=2, xp=xp)
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "fault"),
+    [
+        (np.ones((2, 2)), [0, 3], r"labels must lie in 0..2 \(categories\), got 0..3"),
+        (np.ones((2, 2)), [-1, 1], r"got -1..1"),
+        (np.ones((2, 2)), [0], r"got \(2, 2\) and \(1,\)"),
+        (np.ones((0, 2)), [], r"n at least 1, got \(0, 2\)"),
+        (np.array([[1.0], [np.nan]]), [0, 1], "features must be finite, and row 1 is not"),
+        (np.array([[-np.inf], [np.inf]]), [0, 1], "row 0 is not"),
+    ],
+)
+def test_rows_that_cannot_be_are_refused(xp, features, labels, fault):
+    block = xp.asarray(features), xp.asarray(np.array(labels, dtype=np.int64))
+    with pytest.raises(ValueError, match=fault):
+        gram_block(*block, n_categories=3, xp=xp)
+    with pytest.raises(ValueError, match=fault):
+        solve_ridge_rows(*block, [1.0], n_categories=3, xp=xp)
+
+
+def test_blocks_that_do_not_fit_together_are_refused():
+    xp, (features, labels) = array_api_compat.numpy, problem()
+    one = gram_block(features, labels, n_categories=4, xp=xp)
+    other = gram_block(features[:, :5], labels, n_categories=4, xp=xp)
+    with pytest.raises(ValueError, match="b must have 6 features and 4 categories .* got 5 and 4"):
+        merge_grams(one, other)
+    solution = solve_ridge(one, [1.0], xp=xp)
+    with pytest.raises(ValueError, match=r"features must be \(n, 6\).* got \(40, 5\)"):
+        loo_errors(features[:, :5], labels, solution, xp=xp)
+    with pytest.raises(ValueError, match="categories that solution has rows of"):
+        loo_errors(features, labels + 1, solution, xp=xp)

@@ -50,8 +50,8 @@ class StoredBlock:
         """
         span = self.split.span(self.chunk)
         valid = self.split.valid[span.start : span.stop]
-        rows = self.split.chunk(self.chunk)
-        return rows[valid], self.split.label[span.start : span.stop][valid]
+        rows = self.split.rows(range(self.chunk, self.chunk + 1))
+        return rows, self.split.label[span.start : span.stop][valid]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 `<store>/<model>/<dataset>/<bn_mode>/<split>/` holds one split's embeddings.
 """
 
+from featstore.store.hierarchy import Features, Store
 from featstore.store.layout import (
     SPLITS,
     chunk_rows_for,
@@ -11,7 +12,7 @@ from featstore.store.layout import (
     view_name,
     view_number,
 )
-from featstore.store.reader import Features, Split, Store
+from featstore.store.reader import Split
 from featstore.store.writer import Rows, SplitWriter, create, resume
 
 __all__ = [

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from threading import Lock
+from typing import Any, Literal
 
 import numcodecs
 import numpy as np
 import xxhash
+import zarr
 from zarr.codecs import ZstdCodec
 
 from featstore.keys import canonical_json
@@ -71,10 +74,25 @@ def parse_codec(codec: str, dtype: str) -> int | None:
     return int(bits)
 
 
+_OPENING = Lock()
+
+
+def open_array(path: Path, *, mode: Literal["r", "r+"] = "r") -> zarr.Array[Any]:
+    """A numeric array whose chunks go through the zarrs pipeline.
+
+    It moves bytes at two to five times the rate of zarr-python's own, those of several chunks asked
+    for at once on all cores. It writes a chunk in place: only for arrays whose half-written chunks
+    are known by another sign.
+    """
+    # An array keeps the pipeline it was opened with: what the process has set otherwise stays so.
+    with _OPENING, zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+        return zarr.open_array(path, mode=mode, zarr_format=3)
+
+
 def digest_rows(rows: np.ndarray, valid: np.ndarray) -> int:
     """xxh3_64 over a chunk's rows as stored and its validity; 0 means "not written", so it is 1."""
-    hasher = xxhash.xxh3_64(np.ascontiguousarray(rows).tobytes())
-    hasher.update(np.ascontiguousarray(valid).tobytes())
+    hasher = xxhash.xxh3_64(np.ascontiguousarray(rows).data)
+    hasher.update(np.ascontiguousarray(valid).data)
     return hasher.intdigest() or 1
 
 

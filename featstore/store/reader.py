@@ -1,21 +1,28 @@
-"""Reading the store: every chunk is checked against its digest before it is given out."""
+"""Reading a split: every chunk is checked against its digest before it is given out."""
 
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
+from zarr.buffer.cpu import NDBuffer
 
-from featstore.errors import CorruptStoreError, MissingFeaturesError, StoreMismatchError
-from featstore.keys import FORMAT_VERSION, FeatureKey, Recipe, encode_part
-from featstore.store.layout import digest_files, digest_metadata, digest_rows, view_number
+from featstore.errors import CorruptStoreError
+from featstore.keys import FeatureKey, Recipe, encode_part
+from featstore.store.layout import (
+    digest_files,
+    digest_metadata,
+    digest_rows,
+    open_array,
+)
 
 
 @dataclass(frozen=True)
@@ -62,10 +69,7 @@ class Split:
         return np.asarray(self._zarr_array(name)[...])
 
     def _zarr_array(self, name: str) -> zarr.Array[Any]:
-        found = self.group[name]
-        if not isinstance(found, zarr.Array):
-            raise CorruptStoreError(f"{self} in {self.root}: {name} is no array")
-        return found
+        return open_array(self.path / name)
 
     @cached_property
     def embedding(self) -> zarr.Array[Any]:
@@ -151,7 +155,7 @@ class Split:
         return row // int(self.embedding.chunks[0])
 
     def chunk(self, number: int) -> np.ndarray:
-        """(rows, d) embeddings of a chunk, in the stored dtype.
+        """(rows, d) embeddings of a chunk, in the stored dtype, those of skipped samples included.
 
         Raises
         ------
@@ -159,14 +163,92 @@ class Split:
             The bytes are not those that were written.
         """
         span = self.span(number)
-        try:
-            rows = np.asarray(self.embedding[span.start : span.stop])
-        except (ValueError, RuntimeError) as error:  # a file cut short, or one that zstd refuses
-            raise self._corrupt(number, str(error)) from error
-        valid = self.valid[span.start : span.stop]
-        if digest_rows(rows, valid) != self.chunk_digest[number]:
-            raise self._corrupt(number, "its checksum differs")
+        rows = np.empty((len(span), self.shape[1]), self.embedding.dtype)
+        self._read(range(number, number + 1), rows)
         return rows
+
+    def rows(
+        self,
+        chunks: range | None = None,
+        *,
+        out: np.ndarray | None = None,
+        threads: int = 1,
+    ) -> np.ndarray:
+        """(m, d) valid rows of all chunks, or of some, in the stored dtype.
+
+        Parameters
+        ----------
+        chunks : consecutive ones
+        out : (at least as many rows as those chunks have, d) to read into; the result is a view of
+            it unless a sample was skipped
+        threads : that read at once
+
+        Raises
+        ------
+        CorruptStoreError
+            The bytes of a chunk are not those that were written.
+        """
+        chunks = range(len(self.chunk_digest)) if chunks is None else chunks
+        span = self._span(chunks)
+        n = span.stop - span.start
+        rows = np.empty((n, self.shape[1]), self.embedding.dtype) if out is None else out[:n]
+        # Of several chunks asked for at once zarrs reads one on each core, whatever it is told.
+        step = len(chunks) if threads >= (os.cpu_count() or 1) else threads
+        for start in range(chunks.start, chunks.stop, step):
+            part = range(start, min(start + step, chunks.stop))
+            own = self._span(part)
+            self._read(part, rows[own.start - span.start : own.stop - span.start])
+        valid = self.valid[span]
+        return rows if valid.all() else rows[valid]
+
+    def tiles(self, rows: int = 8192, *, threads: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+        """Valid rows (m, d), a few whole chunks at a time in order, and how many came before.
+
+        The next tile is read meanwhile, and memory holds those two. A tile is overwritten once
+        another is asked for.
+
+        Parameters
+        ----------
+        rows : of a tile, at most, but for a chunk that has more ; threads : that read at once
+
+        Raises
+        ------
+        CorruptStoreError
+            The bytes of a chunk are not those that were written.
+        """
+        n_chunks, height = len(self.chunk_digest), int(self.embedding.chunks[0])
+        step = max(1, min(n_chunks, rows // height))
+        spans = [range(i, min(n_chunks, i + step)) for i in range(0, n_chunks, step)]
+        buffers = np.empty((2, step * height, self.shape[1]), self.embedding.dtype)
+        before = 0
+        with ThreadPoolExecutor(1, thread_name_prefix="featstore-read") as ahead:
+            coming = ahead.submit(self.rows, spans[0], out=buffers[0], threads=threads)
+            for number in range(len(spans)):
+                tile = coming.result()
+                if number + 1 < len(spans):
+                    into = buffers[(number + 1) % 2]
+                    coming = ahead.submit(self.rows, spans[number + 1], out=into, threads=threads)
+                yield before, tile
+                before += len(tile)
+
+    def _span(self, chunks: range) -> slice:
+        """Rows of consecutive chunks."""
+        return slice(self.span(chunks.start).start, self.span(chunks.stop - 1).stop)
+
+    def _read(self, chunks: range, rows: np.ndarray) -> None:
+        """Read consecutive chunks into their (m, d) rows, and check each."""
+        span = self._span(chunks)
+        try:
+            self.embedding.get_basic_selection(span, out=NDBuffer.from_numpy_array(rows))
+        except (ValueError, RuntimeError, OSError) as error:  # cut short, or refused by zstd
+            for number in chunks if len(chunks) > 1 else ():
+                self.chunk(number)  # says which
+            raise self._corrupt(chunks.start, str(error)) from error
+        for number in chunks:
+            own = self.span(number)
+            part = rows[own.start - span.start : own.stop - span.start]
+            if digest_rows(part, self.valid[own.start : own.stop]) != self.chunk_digest[number]:
+                raise self._corrupt(number, "its checksum differs")
 
     def _corrupt(self, number: int, found: str) -> CorruptStoreError:
         return CorruptStoreError(
@@ -199,112 +281,3 @@ class Split:
             except CorruptStoreError as error:
                 faults.append(str(error))
         return faults
-
-
-@dataclass(frozen=True)
-class Features:
-    """Finished features under one key."""
-
-    key: FeatureKey
-    splits: Mapping[str, Split]
-    unfinished: Mapping[str, str] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> Split:
-        if name not in self.splits:
-            view = view_number(name)
-            wanted = f"--split {name}" if view is None else f"--views {view + 1}"
-            imported = any("imported" in one.recipe.fields for one in self.splits.values())
-            verb = "import FILES" if imported else "extract"
-            raise MissingFeaturesError(
-                f"no finished features for {self.key} {name} "
-                f"({self.unfinished.get(name, 'nothing there')}). "
-                f"Run: featstore {verb} -m {self.key.model} -d {self.key.dataset} "
-                f"--bn-mode {self.key.bn_mode} {wanted}"
-            )
-        return self.splits[name]
-
-    def digest(self, *names: str) -> str:
-        """Digest over those splits' recipes."""
-        for lacking in [name for name in names if name not in self.splits][-1:]:
-            self[lacking]  # of views the last, so that the error asks for as many as are wanted
-        return Recipe({name: self[name].digest for name in names}).digest
-
-
-class Store:
-    """Embeddings by (model, dataset, BN mode) under one folder.
-
-    Raises
-    ------
-    StoreMismatchError
-        The folder was written by another format version.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if self.path.exists() and not self.path.is_dir():
-            raise StoreMismatchError(
-                f"{self.path} is a file, not a store. Give a folder for --store"
-            )
-        if (self.path / "zarr.json").exists():
-            try:
-                found = zarr.open_group(self.path, mode="r").attrs.get("featstore_format")
-            except (ValueError, KeyError, TypeError) as error:
-                raise CorruptStoreError(
-                    f"{self.path / 'zarr.json'} cannot be read ({error}). Take a copy of it from "
-                    f"another store of featstore's; all stores have the same"
-                ) from error
-            if found != FORMAT_VERSION:
-                raise StoreMismatchError(
-                    f"{self.path} has format version {found}, this featstore reads "
-                    f"{FORMAT_VERSION}. Use another --store, or the featstore that wrote it"
-                )
-
-    def splits(self, key: FeatureKey | None = None) -> Iterator[Split]:
-        """Every split in the store, finished or not, or those of one key, sorted by place."""
-        place = key.path if key else "*/*/*"
-        for file in sorted(self.path.glob(f"{place}/*/zarr.json")):
-            model, dataset, bn_mode, name = file.parent.relative_to(self.path).parts
-            split = Split(
-                str(self.path), FeatureKey.from_path(f"{model}/{dataset}/{bn_mode}"), name
-            )
-            if split.damaged or "recipe" in split.attrs:  # else its creation was cut off
-                yield split
-
-    def keys(self) -> list[FeatureKey]:
-        """Keys under which anything is stored, sorted."""
-        return sorted({split.key for split in self.splits()})
-
-    def open(self, key: FeatureKey) -> Features:
-        """Finished features under a key.
-
-        Raises
-        ------
-        MissingFeaturesError
-            There are none; says how far the extraction came.
-        """
-        found = {split.name: split for split in self.splits(key)}
-        finished = {name: split for name, split in found.items() if split.complete}
-        unfinished = {
-            name: f"stopped at row {split.rows_done} of {split.shape[0]}"
-            for name, split in found.items()
-            if not split.complete
-        }
-        if not finished:
-            state = ", ".join(f"{n} {how}" for n, how in unfinished.items()) or "nothing there"
-            nothing = f"featstore extract -m {key.model} -d {key.dataset} --bn-mode {key.bn_mode}"
-            command = next((split.origin for split in found.values()), nothing)
-            raise MissingFeaturesError(
-                f"no finished features for {key} in {self.path} ({state}). Run: {command}"
-            )
-        return Features(key, finished, unfinished)
-
-    def remove(self, key: FeatureKey, split: str | None = None) -> None:
-        """Delete a key's features, or one split of them."""
-        for document in sorted((self.path / key.path).glob("*/zarr.json")):
-            if split in (None, document.parent.name):
-                # Metadata first: cut off here, what is left is seen as never created.
-                document.unlink()
-                shutil.rmtree(document.parent)
-        for parent in (self.path / key.path, *Path(self.path / key.path).parents[:2]):
-            if parent.is_dir() and not any(child.is_dir() for child in parent.iterdir()):
-                shutil.rmtree(parent)

@@ -30,6 +30,7 @@ from featstore.store.layout import (
     digest_files,
     digest_metadata,
     digest_rows,
+    open_array,
     round_rows,
 )
 from featstore.store.reader import Split
@@ -71,6 +72,14 @@ class SplitWriter:
     def _group(self) -> Any:  # zarr's own type says that an item may be a group as well
         return zarr.open_group(self.split.path, mode="r+", use_consolidated=False)
 
+    @cached_property
+    def _embedding(self) -> Any:
+        return open_array(self.split.path / "embedding", mode="r+")
+
+    @cached_property
+    def _valid(self) -> Any:
+        return open_array(self.split.path / "valid")
+
     def missing(self) -> list[int]:
         """Chunks that nobody has written yet."""
         return [int(i) for i in np.flatnonzero(self._group["chunk_digest"][...] == 0)]
@@ -96,22 +105,35 @@ class SplitWriter:
             self._claims.popitem()[1].path.unlink(missing_ok=True)
 
     def write(self, chunk: int, rows: np.ndarray, valid: np.ndarray) -> None:
-        """Commit a chunk: (rows, d) embeddings already checked to be finite, (rows,) bool."""
-        span = self.split.span(chunk)
-        group = self._group
+        """Commit a chunk, or on all cores those from it on that the rows fill.
+
+        Parameters
+        ----------
+        rows : (m, d) embeddings already checked to be finite ; valid : (m,) bool
+        """
+        first = self.split.span(chunk).start
+        stop = first + len(rows)
+        chunks = range(chunk, self.split.chunk_at(stop - 1) + 1)
         stored = round_rows(rows, dtype=str(self.split.embedding.dtype), codec=self.codec)
-        if not np.isfinite(stored).all():
+        if stored is not rows and not np.isfinite(stored).all():
             raise BadEmbeddingError(
                 f"{self.split} chunk {chunk}: rounding by {self.codec} overflows {stored.dtype}. "
                 f"Use --dtype float32 or another --codec"
             )
-        group["embedding"][span.start : span.stop] = stored
-        group["valid"][span.start : span.stop] = valid
-        # Last: from here on the chunk counts as written, and a crash before repeats it.
-        group["chunk_digest"][chunk] = digest_rows(stored, valid)
-        claim = self._claims.pop(str(chunk), None)
-        if claim:
-            claim.path.unlink(missing_ok=True)
+        self._embedding[first:stop] = stored
+        group = self._group
+        if not np.array_equal(self._valid[first:stop], valid):  # as of a chunk with none skipped
+            group["valid"][first:stop] = valid
+        spans = [self.split.span(number) for number in chunks]
+        parts = [slice(span.start - first, span.stop - first) for span in spans]
+        # Last: from here on the chunks count as written, and a crash before repeats them.
+        group["chunk_digest"][chunk : chunks.stop] = [
+            digest_rows(stored[part], valid[part]) for part in parts
+        ]
+        for number in chunks:
+            claim = self._claims.pop(str(number), None)
+            if claim:
+                claim.path.unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Read all back, check it, and mark the split complete.
@@ -253,9 +275,14 @@ def _create_arrays(
         dtype="int8" if more else "int64",
         dimension_names=("sample", "category")[: rows.label.ndim],
     )
-    for name, dtype_ in (("index", "int64"), ("valid", "bool")):
+    for name, dtype_, fill in (("index", "int64", 0), ("valid", "bool", True)):
         group.create_array(
-            name, shape=(n,), chunks=(chunk_rows,), dtype=dtype_, dimension_names=("sample",)
+            name,
+            shape=(n,),
+            chunks=(chunk_rows,),
+            dtype=dtype_,
+            fill_value=fill,  # not stored where a chunk holds nothing else: most skip no sample
+            dimension_names=("sample",),
         )
     group["label"][...] = rows.label
     group["index"][...] = rows.index

@@ -49,6 +49,9 @@ class Device(Protocol):
     def free_memory(self) -> int:
         """Bytes that can still be allocated."""
 
+    def to_host(self, array: Array) -> np.ndarray:
+        """The same numbers as a numpy array."""
+
 
 class Cuda:
     """The calling thread's current GPU.
@@ -175,3 +178,7 @@ class Cuda:
         """Bytes that the driver has left and those that cupy holds and does not use."""
         free, _ = self.xp.cuda.Device().mem_info
         return int(free + self.xp.get_default_memory_pool().free_bytes())
+
+    def to_host(self, array: Array) -> np.ndarray:
+        """The same numbers as a numpy array, once all work on them is done."""
+        return np.asarray(array.get())

@@ -262,6 +262,24 @@ extern "C" __global__ void residuals(const float* logits, const int* labels, lon
     if (lane == 0) loss[row] = odds > others ? log1pf(others / odds) : logf(total) - lead;
 }
 
+// ---- Sums of p (1 - p) over 64 rows at a time, from residuals, of which one of p and p - 1 is made.
+//
+// A residual's high half is enough: nothing but the direction of a step depends on these.
+// One thread a column, 256 a block; out is (n / 64, c).
+extern "C" __global__ void uncertainties(const half_bits* residuals, long long n, long long c,
+                                         long long stride, float* out) {
+    const long long column = blockIdx.x * 256LL + threadIdx.x;
+    if (column >= c) return;
+    const long long first = blockIdx.y * 64LL;
+    const long long last = first + 64 < n ? first + 64 : n;
+    float sum = 0;
+    for (long long row = first; row < last; ++row) {
+        const float p = fabsf(widen(residuals[row * stride + column])) * (1.0f / 16384);
+        sum += p * (1 - p);
+    }
+    out[blockIdx.y * c + column] = sum;
+}
+
 #define FOR_EACH_TYPE(name, T)                                                                     \
     extern "C" __global__ void measure_##name(                                                     \
         const T* rows, long long n, long long width, long long stride, half_bits* halves,          \

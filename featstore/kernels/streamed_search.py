@@ -274,7 +274,7 @@ def screen_of(queries: Side, tile: Side, bar: Array, metric: str, width: int, xp
 
 
 def _lengths(side: Side, metric: str, xp: Any) -> tuple[Array, Array, Array, Array]:
-    """Norm, residual and scale (n,) float64 as the metric counts them, and which copies are poor."""
+    """Norm, residual and scale (n,) float64 as the metric counts them; which copies are poor."""
     norm, residual, scale = side.norm, side.residual, side.scale.astype(xp.float64)
     poor = ~((residual * 128 <= norm) & xp.isfinite(norm))
     if metric != "cosine":

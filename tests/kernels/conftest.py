@@ -67,6 +67,9 @@ class HostGpu:
     def free_memory(self):
         return self.memory
 
+    def to_host(self, array):
+        return array
+
 
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory):

@@ -156,7 +156,7 @@ def plan_sizes(
 
     def total(queries: int, query_rows: int, tile_rows: int) -> int:
         # Twice the queries: those whose list fails are copied and searched for again.
-        lists = 2 * queries * (row + k * _ELEMENT + 128)
+        lists = 2 * queries * (row + k * _ELEMENT + 128) + n_queries * k * 16
         candidates = query_rows * (room - k) * _ELEMENT
         return lists + candidates + tile_rows * (row + staged + query_rows * 4)
 

@@ -188,7 +188,7 @@ def test_a_plan_keeps_within_memory(rows, width, queries, k, itemsize, memory):
     try:
         plan = plan_sizes((rows, width), queries, k=k, itemsize=itemsize, memory=memory)
     except ValueError:
-        assert memory < 2**30
+        assert memory < 2**30 + 16 * queries * k  # of which the answer takes the second
         return
     assert plan.bytes <= memory
     assert plan.tile_rows % 8 == plan.stride % 8 == 0

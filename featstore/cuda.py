@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -66,14 +67,15 @@ class Cuda:
         self.xp = import_module("cupy")
         # Compiled when first launched, for the GPU that is there; cupy keeps the result on disk.
         source = Path(__file__).with_name("kernels") / "gpu.cu"
-        self._kernels = self.xp.RawModule(code=source.read_text(), options=("--std=c++17",))
+        module = self.xp.RawModule(code=source.read_text(), options=("--std=c++17",))
+        self._kernel = cache(module.get_function)  # which would look it up at every launch
 
     def launch(
         self, kernel: str, grid: tuple[int, ...], block: int, args: Sequence[Any], shared: int = 0
     ) -> None:
         """Start a kernel on the current stream; integers arrive as `long long`."""
         typed = tuple(np.int64(arg) if isinstance(arg, int) else arg for arg in args)
-        self._kernels.get_function(kernel)(grid, (block,), typed, shared_mem=shared)
+        self._kernel(kernel)(grid, (block,), typed, shared_mem=shared)
 
     def product(
         self, a: Array, b: Array, out: Array, *, form: str, scale: float = 1.0, add: bool = False

@@ -10,6 +10,7 @@ import numpy as np
 
 from featstore.backend import Array, to_host
 from featstore.errors import NotApplicableError
+from featstore.kernels.prototypes import episode_accuracies
 from featstore.kernels.ridge import Gram
 from featstore.kernels.scale import sum_last
 from featstore.probes.base import Classifier, Fitted, Measured, Protocol, as_float32
@@ -147,30 +148,42 @@ class Episodes(Protocol):
 
     def measure(self, task: Task) -> Measured:
         """Mean accuracy over the episodes, +- 1.96 standard errors (population form)."""
-        rows = [part for part in (task.train, task.val, task.test) if part is not None]
-        blocks = [one for part in rows for one in prepared(task, part, self.normalisation)]
-        # What is stored fits into float32, and half the room.
-        x = np.concatenate([to_host(block.read()[0]).astype(np.float32) for block in blocks])
         labels = _labels(task)
         members = [np.flatnonzero(labels == c) for c in range(task.n_categories)]
         usable = [m for m in members if len(m) >= self.support + self.queries]
-        rng = np.random.default_rng(task.seed)
-        accuracy = np.array([self._episode(x, usable, rng) for _ in range(self.episodes)])
+        rows, drawn = np.unique(self._draw(usable, task.seed), return_inverse=True)
+        x = self._rows(task, np.isin(np.arange(len(labels)), rows))
+        accuracy = episode_accuracies(x, drawn, support=self.support, xp=np)
         mean = float(accuracy.mean())
         half = 1.96 * float(accuracy.std()) / np.sqrt(self.episodes)
         ends = {"value": mean, "low": mean - half, "high": mean + half}
         kept = {"accuracy": accuracy.astype(np.float32)}
         return Measured({"episodes": ends}, kept, {"categories": len(usable)})
 
-    def _episode(self, x: np.ndarray, members: list[np.ndarray], rng: np.random.Generator) -> float:
-        """Share of the queries of one episode whose own mean is the nearest."""
-        chosen = rng.choice(len(members), self.ways, replace=False)
+    def _draw(self, members: list[np.ndarray], seed: int) -> np.ndarray:
+        """Rows (episodes, ways, support + queries), drawn one episode after the other."""
+        rng = np.random.default_rng(seed)
         size = self.support + self.queries
-        drawn = np.stack([rng.choice(members[c], size, replace=False) for c in chosen])
-        means = x[drawn[:, : self.support]].mean(axis=1, dtype=np.float64)
-        queries = x[drawn[:, self.support :]]
-        far = np.square(queries[:, :, None, :] - means).sum(axis=-1)
-        return float((far.argmin(axis=-1) == np.arange(self.ways)[:, None]).mean())
+        return np.array(
+            [
+                [
+                    rng.choice(members[c], size, replace=False)
+                    for c in rng.choice(len(members), self.ways, replace=False)
+                ]
+                for _ in range(self.episodes)
+            ]
+        )
+
+    def _rows(self, task: Task, keep: np.ndarray) -> np.ndarray:
+        """Rows (m, d) float32 of all splits where `keep` (n,), normalised: all that is drawn."""
+        parts = [part for part in (task.train, task.val, task.test) if part is not None]
+        masks = np.split(keep, np.cumsum([len(part) for part in parts])[:-1])
+        blocks = [
+            block
+            for part, mask in zip(parts, masks, strict=True)
+            for block in prepared(task, part, self.normalisation, mask)
+        ]
+        return np.concatenate([to_host(block.read()[0]).astype(np.float32) for block in blocks])
 
 
 def _labels(task: Task) -> np.ndarray:

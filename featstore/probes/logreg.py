@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from featstore.backend import Array, to_device, to_host
-from featstore.blocks import Block, reduce_blocks
+from featstore.blocks import Block
 from featstore.errors import NotApplicableError
-from featstore.kernels.softmax import (
-    fit_logistic,
-    fit_logistic_path,
-    predict_log_proba,
-    sigmoid_loss,
-    softmax_loss,
-)
+from featstore.kernels.descent import LogisticCertificate
+from featstore.kernels.logistic import fit_logistic, fit_logistic_path
+from featstore.kernels.softmax import predict_log_proba
 from featstore.probes.base import Classifier, Fitted, check_exponents
 from featstore.probes.data import SHOTS, Data, Prepared, Task, held, prepared
 from featstore.probes.held_out import folds, permuted_folds
+from featstore.probes.passes import Passes
 
+_FLOOR = 0.01  # cross-entropy of a row: errors of a smaller one count as errors of this
 DRAWS = ("stratified", "permutation")
 
 
@@ -46,9 +43,11 @@ class LogisticRegression(Classifier):
         category, C is that nearest 1
     draw : of these rows: `stratified` (every n-th row of a category, n = 1 / held_out rounded,
         after a seeded shuffle) or `permutation` (the first of a seeded permutation of the dataset)
-    path_tolerance, path_iterations : a fit made to choose C ends at this certified excess of the
-        objective over the optimum, or after so many iterations; it starts from the C before
-    tolerance, max_iterations : the same of the final fit; its certificate is recorded
+    path_tolerance, path_iterations : fits made to choose C are one solve, each going on from the C
+        before; it ends at this excess of the objective over the optimum as its curvature tells
+        (of a cross-entropy below .01 a row, of that), or after so many iterations
+    tolerance, max_iterations : the final fit ends at this excess, certified, or after so many; its
+        certificate is recorded
     """
 
     log10_c: tuple[float, ...]
@@ -57,7 +56,7 @@ class LogisticRegression(Classifier):
     official: bool = False
     held_out: float = 0.1
     draw: str = "stratified"
-    path_tolerance: float = 1e-3
+    path_tolerance: float = 1e-5
     path_iterations: int = 200
     tolerance: float = 1e-4
     max_iterations: int = 2000
@@ -106,15 +105,16 @@ class LogisticRegression(Classifier):
         sides, every = self._sides(task)
         chosen = self._choose(task, sides, penalties)
         best = chosen.best
+        rows = Passes.over(prepared(task, every, self.normalisation), every, task)
         weight, certificate = fit_logistic(
-            partial(_evaluate, rows=held(prepared(task, every, self.normalisation), every),
-                    task=task),
+            rows.exact,
             **_shape(task),
             penalty=penalties[best],
             start=chosen.start,
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
-        )  # fmt: skip
+            basis=rows.basis,
+        )
         on_device = to_device(weight, task.xp)
         return Fitted(
             prepared(task, task.test, self.normalisation),
@@ -166,16 +166,8 @@ class LogisticRegression(Classifier):
         """The C of the best score on the rows to choose by; without any, that nearest 1."""
         if not sides:
             return _Chosen(min(range(len(self.log10_c)), key=lambda i: abs(self.log10_c[i])))
-        paths = [
-            fit_logistic_path(
-                partial(_evaluate, rows=held(kept, task.train), task=task),
-                **_shape(task),
-                penalties=penalties,
-                tolerance=self.path_tolerance,
-                max_iterations=self.path_iterations,
-            )
-            for kept, _ in sides
-        ]
+        paths = [self._path(Passes.over(kept, task.train, task), task, penalties)
+                 for kept, _ in sides]  # fmt: skip
         rows = [held(asked, task.train) for _, asked in sides]
 
         def unseen(i: int) -> tuple[np.ndarray, np.ndarray]:
@@ -192,10 +184,27 @@ class LogisticRegression(Classifier):
         told = {
             f"held_out_{task.metric}": scores,
             "folds": len(sides),
-            "path_excess": max(one.excess for one in fits),
+            "path_excess": max(one.estimate for one in fits),
+            "path_passes": sum(one.evaluations for one in fits),
             "path_converged": all(one.converged for one in fits),
         }
         return _Chosen(best, paths[0][best][0], own, len(own[1]), told)
+
+    def _path(
+        self, rows: Passes, task: Task, penalties: Sequence[float]
+    ) -> list[tuple[np.ndarray, LogisticCertificate]]:
+        """A fit for each C, on the rows that may be seen."""
+        return fit_logistic_path(
+            rows.exact,
+            **_shape(task),
+            penalties=penalties,
+            tolerance=self.path_tolerance,
+            max_iterations=self.path_iterations,
+            basis=rows.basis,
+            quick=rows.quick,
+            estimated=True,
+            floor=_FLOOR * rows.n,
+        )
 
 
 @dataclass(frozen=True)
@@ -217,23 +226,6 @@ class _Chosen:
 
 def _shape(task: Task) -> dict[str, int]:
     return {"n_features": task.train.width, "n_categories": task.n_categories}
-
-
-def _evaluate(weight: np.ndarray, *, rows: Sequence[Block], task: Task) -> tuple[float, np.ndarray]:
-    loss = sigmoid_loss if task.multi_label else softmax_loss
-    kernel = partial(_loss, weight=to_device(weight, task.xp), loss=loss, xp=task.xp)
-    total, gradient = reduce_blocks(kernel, rows, _add_pairs, parallel=task.parallel)
-    return float(total), to_host(gradient)
-
-
-def _loss(block: Block, *, weight: Array, loss: Any, xp: Any) -> tuple[Array, Array]:
-    features, labels = block.read()
-    found: tuple[Array, Array] = loss(weight, features, labels, xp=xp)
-    return found
-
-
-def _add_pairs(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
-    return a[0] + b[0], a[1] + b[1]
 
 
 def _predict(weight: Array, features: Array, task: Task) -> Array:
@@ -265,7 +257,7 @@ PROTOCOLS = [
         official=True,
         held_out=0.2,
         draw="permutation",
-        path_tolerance=1e-6,
+        path_tolerance=1e-8,
         path_iterations=5000,
         sets=("ericsson2021",),
         source="Ericsson et al., arXiv:2011.13377: 45 C on the official validation split or a "

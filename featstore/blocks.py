@@ -14,9 +14,11 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import torch
 from dask.delayed import delayed
 from dask.distributed import Client, as_completed
 from dask.system import CPU_COUNT
+from threadpoolctl import threadpool_limits
 
 from featstore.errors import FeatStoreError
 from featstore.store import Split
@@ -29,6 +31,10 @@ Rows = tuple[np.ndarray, np.ndarray]
 class Block(Protocol):
     """Some rows of a split."""
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What the features are stored as."""
+
     def read(self) -> Rows:
         """The rows: features as stored, and labels."""
 
@@ -39,6 +45,11 @@ class StoredBlock:
 
     split: Split
     chunk: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What the features are stored as."""
+        return np.dtype(self.split.embedding.dtype)
 
     def read(self) -> Rows:
         """Valid rows of the chunk.
@@ -61,6 +72,11 @@ class ArrayBlock:
     features: np.ndarray
     labels: np.ndarray
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What the features are."""
+        return self.features.dtype
+
     def read(self) -> Rows:
         """The rows themselves."""
         return self.features, self.labels
@@ -69,6 +85,73 @@ class ArrayBlock:
 def stored_blocks(split: Split) -> list[StoredBlock]:
     """A stored split as one block per chunk."""
     return [StoredBlock(split, chunk) for chunk in range(len(split.chunk_digest))]
+
+
+def read_rows(blocks: Sequence[Block]) -> Rows:
+    """All rows of the blocks, in order; those of chunks that follow each other are read at once."""
+    parts = []
+    for blocks_ in _runs(blocks):
+        first, last = blocks_[0], blocks_[-1]
+        if isinstance(first, StoredBlock) and isinstance(last, StoredBlock):
+            split, chunks = first.split, range(first.chunk, last.chunk + 1)
+            span = slice(split.span(first.chunk).start, split.span(last.chunk).stop)
+            rows = split.rows(chunks, threads=torch.get_num_threads())
+            parts.append((rows, split.label[span][split.valid[span]]))
+        else:
+            parts.append(first.read())
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
+
+
+def _runs(blocks: Sequence[Block]) -> list[list[Block]]:
+    """The blocks, chunks of one split that follow each other together."""
+    runs: list[list[Block]] = []
+    for block in blocks:
+        before = runs[-1][-1] if runs else None
+        if (
+            isinstance(block, StoredBlock)
+            and isinstance(before, StoredBlock)
+            and (before.split, before.chunk + 1) == (block.split, block.chunk)
+        ):
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    return runs
+
+
+@contextmanager
+def limit_threads(threads: int | None) -> Iterator[None]:
+    """So many threads in BLAS and in torch within, if any number is given.
+
+    BLAS is limited for the whole process, torch and OpenMP for the calling thread and those that
+    first use them within; `torch.get_num_threads()` says how many a piece of work may use.
+    """
+    if threads is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with threadpool_limits(threads):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def limit_own_threads(threads: int) -> Iterator[None]:
+    """So many threads in torch and OpenMP for what the calling thread does, beside others' BLAS.
+
+    OpenMP counts by thread, and BLAS by process: of two that set it, one would end the other's.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with threadpool_limits(threads, user_api="openmp"):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def reduce_blocks(
@@ -87,7 +170,8 @@ def reduce_blocks(
     ----------
     kernel : of one block ; merge : of two neighbouring results, associative
     blocks : at least one
-    parallel : over threads, which pays where the kernel releases Python's lock
+    parallel : over as many threads as BLAS and torch have here, each with one of its own; pays
+        where the kernel releases Python's lock
 
     Raises
     ------
@@ -96,15 +180,24 @@ def reduce_blocks(
     """
     if not blocks:
         raise ValueError("blocks must hold at least one block")
-    if not parallel:
+    threads = torch.get_num_threads()
+    if not parallel or threads == 1:
         return _merge_tree([partial(kernel, block) for block in blocks], merge)()
-    parts: list[Any] = [delayed(kernel, pure=False)(block) for block in blocks]
+    alone = partial(_on_one_thread, kernel)
+    parts: list[Any] = [delayed(alone, pure=False)(block) for block in blocks]
     join = delayed(merge, pure=False)
     while len(parts) > 1:
         pairs = [join(a, b) for a, b in zip(parts[::2], parts[1::2], strict=False)]
         parts = pairs + parts[len(pairs) * 2 :]
-    result: T = parts[0].compute(scheduler="threads")
+    with limit_threads(1):
+        result: T = parts[0].compute(scheduler="threads", num_workers=threads)
     return result
+
+
+def _on_one_thread(kernel: Callable[[Any], T], block: Any) -> T:
+    """The kernel in a thread of dask's, which counts torch's threads by itself."""
+    torch.set_num_threads(1)
+    return kernel(block)
 
 
 def _merge_tree(parts: Sequence[Callable[[], T]], merge: Callable[[T, T], T]) -> Callable[[], T]:
@@ -145,7 +238,8 @@ def map_tasks(function: Callable[[Any], T], tasks: Sequence[Any], *, scheduler: 
     Parameters
     ----------
     scheduler : `sync` (here, one after another), `threads`, `processes` (as many as cores, each
-        with one thread of its own), `local:N` (N processes), or the address of a Dask scheduler
+        with one thread of its own), `local:N` (N processes, but no more than cores), or the
+        address of a Dask scheduler
 
     Raises
     ------
@@ -178,7 +272,9 @@ def _client(scheduler: str) -> Iterator[Client]:
             yield client
         return
     processes = scheduler != "threads"
-    count = int(scheduler[6:]) if scheduler.startswith("local:") else cpu_count()
+    count = cpu_count()
+    if scheduler.startswith("local:"):
+        count = min(count, int(scheduler[6:]))
     sizes: dict[str, Any] = {"n_workers": 1, "threads_per_worker": count, "processes": False}
     if processes:  # bound to loopback: nobody else on the network is to send work here
         sizes = {"n_workers": count, "threads_per_worker": 1, "host": "127.0.0.1"}

@@ -93,7 +93,9 @@ def extract(
     variant : keeps features of another recipe apart, as MODEL~VARIANT
     fingerprint : what the recipe says of the images: `names` (with sizes and labels), or `full`,
         which reads every byte of every file first
-    num_workers : processes that decode; by default as many as cores, none for images in memory
+    num_workers : processes that decode beside the model, by default as many as cores for a GPU; 0,
+        the default for a CPU and for images in memory, decodes in threads and takes turns with the
+        model, so that neither gets in the other's way
     progress : called as progress(what, images done, images in all); while a file is fetched or
         unpacked `what` is its name and `(MiB)`, and it is those that are counted
 
@@ -148,7 +150,7 @@ def extract(
                 started = time.perf_counter()
                 done = fill(
                     stations, images, train, transform,
-                    batch_size=batch_size, num_workers=workers(num_workers, images),
+                    batch_size=batch_size, num_workers=workers(num_workers, images, target),
                     skip_errors=skip_errors, progress=progress,
                 )  # fmt: skip
                 decoded += done
@@ -236,11 +238,12 @@ def _adapts(members: Sequence[Asked], modes: Sequence[BNMode]) -> bool:
     return BNMode.ADAPT in modes and not all(one.model.bn_free for one in members)
 
 
-def workers(asked: int | None, images: ImageSplit) -> int:
+def workers(asked: int | None, images: ImageSplit, device: torch.device | None = None) -> int:
     if asked is not None:
         return asked
     in_memory = isinstance(images.read, datasets_.ArrayImages)
-    return 0 if in_memory else min(16, os.cpu_count() or 1)
+    on_cpu = device is not None and device.type == "cpu"
+    return 0 if in_memory or on_cpu else min(16, os.cpu_count() or 1)
 
 
 def _log_timing(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from types import TracebackType
 
@@ -91,7 +93,12 @@ def decode(
 ) -> Iterator[Decoded]:
     """For each batch of rows: (m, 3, h, w) uint8 by each transform, of those that decode.
 
-    An image is decoded once for all transforms. `batches` is read ahead, in order.
+    An image is decoded once for all transforms. `batches` is read in order, and by processes ahead.
+
+    Parameters
+    ----------
+    num_workers : processes that decode while the caller computes, or 0 for as many threads of this
+        one as torch has, which rest while it does
 
     Raises
     ------
@@ -99,16 +106,34 @@ def decode(
         An image cannot be decoded and `skip_errors` is false; names it.
     """
     built = [one.build() if isinstance(one, View) else _Plain(one.build()) for one in transforms]
-    loader = DataLoader(
-        _Decoder(images, order, built),
-        batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of row lists will do
-        num_workers=num_workers,
-        worker_init_fn=say_nothing_when_cut_off,
-        collate_fn=_collate,
-        pin_memory=pin,
-        generator=torch.Generator(),  # else it would draw from the global one
+    decoder = _Decoder(images, order, built)
+    decoded: Iterable[Decoded] = (
+        DataLoader(
+            decoder,
+            batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of row lists will do
+            num_workers=num_workers,
+            worker_init_fn=say_nothing_when_cut_off,
+            collate_fn=_collate,
+            pin_memory=pin,
+            generator=torch.Generator(),  # else it would draw from the global one
+        )
+        if num_workers
+        else _in_threads(decoder, batches, pin=pin)
     )
-    for pixels, valid, errors in loader:
+    for pixels, valid, errors in decoded:
         if errors and not skip_errors:
             raise BadImageError(errors[0])
         yield pixels, valid, errors
+
+
+def _in_threads(
+    decoder: _Decoder, batches: Iterable[Sequence[int]], *, pin: bool
+) -> Iterator[Decoded]:
+    """Batches decoded when they are asked for, so that cores decode or compute, never both."""
+    threads = torch.get_num_threads()
+    one_each = partial(torch.set_num_threads, 1)
+    with ThreadPoolExecutor(threads, "featstore-decode", initializer=one_each) as pool:
+        for batch in batches:
+            pixels, valid, errors = _collate(list(pool.map(decoder.__getitem__, batch)))
+            torch.set_num_threads(threads)  # what a thread of the pool set may count for all
+            yield [one.pin_memory() for one in pixels] if pin and pixels else pixels, valid, errors

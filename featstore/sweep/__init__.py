@@ -10,11 +10,11 @@ from pathlib import Path
 
 from featstore import probes
 from featstore.backend import gpu_available, namespace
-from featstore.blocks import check_scheduler, cpu_count, map_tasks
+from featstore.blocks import check_scheduler, cpu_count, limit_threads, map_tasks
 from featstore.errors import FeatStoreError
 from featstore.keys import BNMode
 from featstore.results import check_target, refresh, target_of
-from featstore.sweep.filling import fill, limit_threads
+from featstore.sweep.filling import fill
 from featstore.sweep.finding import Failure, Summary, Sweep, find_jobs
 
 Progress = Callable[[str, int, int], None]
@@ -80,8 +80,8 @@ def probe(
     done = 0
     # The same on every scheduler, since the number of threads changes the last digit of a sum.
     threads = max(1, cpu_count() // max(1, len(jobs)))
-    here = scheduler in ("sync", "threads")  # then the limit is this process's, set once for all
-    work = partial(fill, threads=None if here else threads)
+    here = scheduler in ("sync", "threads")  # then BLAS is limited once for all
+    work = partial(fill, threads=threads, shared=here)
     try:
         with limit_threads(threads if here else None):
             for filled, failed, left, what in map_tasks(work, jobs, scheduler=scheduler):

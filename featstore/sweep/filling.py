@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 
 from featstore import probes
 from featstore.backend import namespace
+from featstore.blocks import limit_own_threads, limit_threads
 from featstore.errors import FeatStoreError, NotApplicableError
 from featstore.keys import BNMode
 from featstore.probes import Data, Measured, Protocol, Task
@@ -22,30 +22,18 @@ from featstore.results import record
 from featstore.store import Features, Store
 from featstore.sweep.finding import Failure, Job
 
-
-@contextmanager
-def limit_threads(threads: int | None) -> Iterator[None]:
-    """So many threads in BLAS and in torch within, if any number is given."""
-    if threads is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with threadpool_limits(threads):
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
 _Filled = tuple[int, list[Failure], list[Failure]]  # cells filled, failed, not applicable
 
 
-def fill(job: Job, *, threads: int | None) -> tuple[int, list[Failure], list[Failure], str]:
-    """Fill the cells of a job; what came of them, and the features' name."""
+def fill(job: Job, *, threads: int, shared: bool) -> tuple[int, list[Failure], list[Failure], str]:
+    """Fill the cells of a job; what came of them, and the features' name.
+
+    `threads` is how many it may use; `shared` says that other jobs run in this process, whose BLAS
+    is limited already.
+    """
     what = f"{job.key} seed {job.seed}"
     try:
-        with limit_threads(threads):
+        with limit_own_threads(threads) if shared else limit_threads(threads):
             return *_fill_cells(job), what
     except FeatStoreError as error:  # unreadable features: all cells of the job
         return 0, [Failure(str(cell), str(error)) for cell in job.cells], [], what
@@ -64,6 +52,8 @@ def _fill_cells(job: Job) -> _Filled:
     for splits, protocols in groups.items():
         task = _task(job, features, splits)
         digests = {name: features[name].digest for name in splits}
+        place = cells[protocols[0].name].path(Path(job.results))
+        task = replace(task, lists=place.parents[1] / "neighbours" / features.digest(*splits)[:12])
         for protocol, measured in probes.run(protocols, task):
             cell = cells[protocol.name]
             if isinstance(measured, FeatStoreError):

@@ -1,9 +1,12 @@
 """The store against numpy: what was written comes back, and nothing else does."""
 
+import gc
 import json
 import subprocess
 import sys
+import threading
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -306,3 +309,92 @@ def test_a_claim_of_another_machine_expires(tmp_path):
     assert acquire(tmp_path, "1") is None
     claim.path.write_text(json.dumps(owner | {"time": time.time() - 10_000}))
     assert acquire(tmp_path, "1") is not None
+
+
+def test_rows_are_the_valid_ones_of_the_chunks_asked_for(tmp_path):
+    _, features, valid = fill(tmp_path)
+    split = Store(tmp_path).open(KEY)["train"]
+    for threads in (1, 2, 64):
+        expected = features.astype("float16")[valid]
+        np.testing.assert_array_equal(split.rows(threads=threads), expected)
+        tail = split.rows(range(1, 3), threads=threads)
+        np.testing.assert_array_equal(tail, features[10:].astype("float16"))
+    buffer = np.zeros((20, 6), "float16")
+    assert np.shares_memory(split.rows(range(2, 3), out=buffer), buffer)
+    np.testing.assert_array_equal(buffer[:5], features[20:].astype("float16"))
+    assert not buffer[5:].any()
+
+
+@pytest.mark.parametrize("height", [1, 10, 20, 29, 1000])
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_tiles_are_the_rows_in_order_each_where_it_says(tmp_path, height, codec):
+    _, features, valid = fill(tmp_path, codec=codec)
+    expected = features.astype("float16")[valid]
+    before = 0
+    for start, tile in Store(tmp_path).open(KEY)["train"].tiles(height):
+        assert start == before
+        assert len(tile) <= max(height, 10)
+        np.testing.assert_array_equal(tile, expected[start : start + len(tile)])
+        before += len(tile)
+    assert before == len(expected)
+
+
+def test_a_bank_larger_than_memory_is_read_in_a_few_tiles_of_it(tmp_path):
+    fill(tmp_path, n=4000, width=500, chunk_rows=100)  # 4 MB
+    split = Store(tmp_path).open(KEY)["train"]
+    split.valid, split.chunk_digest  # noqa: B018  # small, and kept
+    tracemalloc.start()
+    for _, tile in split.tiles(200):  # 200 kB
+        tile.sum()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_who_stops_at_a_tile_leaves_no_thread_behind(tmp_path):
+    fill(tmp_path)
+    for _ in Store(tmp_path).open(KEY)["train"].tiles(1):
+        break
+    gc.collect()
+    assert not [t for t in threading.enumerate() if t.name.startswith("featstore-read")]
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("damage", ["short", "flip", "gone"])
+def test_of_many_chunks_the_damaged_one_is_named(tmp_path, codec, damage):
+    fill(tmp_path, codec=codec)
+    split = Store(tmp_path).open(KEY)["train"]
+    path = split.path / "embedding" / "c" / "1" / "0"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(path.read_bytes()[:-1] if damage == "short" else data)
+    if damage == "gone":
+        path.unlink()
+    for read in (lambda: split.rows(threads=64), lambda: list(split.tiles(1000, threads=64))):
+        with pytest.raises(CorruptStoreError, match=r"folder:/a b eval train.*chunk 1 "):
+            read()
+
+
+def test_several_chunks_written_at_once_are_those_written_one_by_one(tmp_path):
+    _, features, valid = fill(tmp_path / "a")
+    writer, _, _ = fill(tmp_path / "b", finish=False, chunks=[0])
+    writer.write(1, features[10:], valid[10:])
+    writer.finish()
+    places = [Store(tmp_path / name).open(KEY)["train"].path for name in "ab"]
+    for one, other in zip(*map(files_of, places), strict=True):
+        assert same_json(one.read_bytes(), other.read_bytes()) or (
+            one.read_bytes() == other.read_bytes()
+        )
+
+
+def test_validity_left_by_a_write_that_was_cut_off_is_overwritten(tmp_path):
+    writer, *_ = fill(tmp_path, finish=False, chunks=[0])
+    zarr.open_group(writer.split.path, mode="r+")["valid"][10:20] = False  # and then it was killed
+    fill(tmp_path)
+    np.testing.assert_array_equal(Store(tmp_path).open(KEY)["train"].valid, np.arange(25) != 3)
+
+
+def test_what_the_process_has_set_of_zarr_stays(tmp_path):
+    before = zarr.config.get("codec_pipeline.path")
+    fill(tmp_path)
+    assert zarr.config.get("codec_pipeline.path") == before

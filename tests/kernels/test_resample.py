@@ -1,8 +1,13 @@
 import numpy as np
 import pytest
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest, bootstrap, chi2
 
-from featstore.kernels.resample import stratified_bootstrap, wilson_interval
+from featstore.kernels.resample import (
+    bootstrap_accuracies,
+    paired_differences,
+    stratified_bootstrap,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize("n", [1, 2, 17, 10_000])
@@ -67,3 +72,98 @@ def test_no_rows_have_no_bootstrap_and_scores_are_refused():
     assert np.isnan(stratified_bootstrap(none.astype(bool), none, 2, resamples=5, rng=rng)).all()
     with pytest.raises(ValueError, match="correct must be boolean, got float64"):
         stratified_bootstrap(np.ones(3), np.zeros(3, int), 2, resamples=5, rng=rng)
+
+
+def models(n=300):
+    """Correctness of four models, of which the second and the last are the same."""
+    rng = np.random.default_rng(0)
+    hard = rng.random((n, 1))
+    correct = rng.random((n, 4)) * 0.5 + hard * 0.5 < np.array([0.6, 0.55, 0.3, 0.55])
+    correct[:, 3] = correct[:, 1]
+    return correct
+
+
+@pytest.mark.parametrize("block", [1, 7, 100])
+def test_any_block_gives_the_accuracies_of_rows_taken_one_resample_at_a_time(block):
+    correct = models(37)
+    found = bootstrap_accuracies(correct, resamples=20, rng=np.random.default_rng(5), block=block)
+    rng = np.random.default_rng(5)
+    expected = [correct[rng.integers(37, size=37)].mean(axis=0) for _ in range(20)]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_the_covariance_is_that_of_the_sample_over_n():
+    correct = models()
+    found = bootstrap_accuracies(correct, resamples=40_000, rng=np.random.default_rng(1))
+    exact = np.cov(correct.T, ddof=0) / len(correct)
+    np.testing.assert_allclose(found.mean(axis=0), correct.mean(axis=0), atol=6e-4)
+    np.testing.assert_allclose(np.cov(found.T), exact, atol=0.03 * exact.max())
+
+
+def test_intervals_of_differences_are_those_of_scipy():
+    correct = models()
+    accuracies = bootstrap_accuracies(correct, resamples=40_000, rng=np.random.default_rng(1))
+    found = paired_differences(correct, accuracies, confidence=0.9)
+    for i, j in ((0, 1), (2, 0)):
+        reference = bootstrap(
+            (correct[:, i], correct[:, j]),
+            lambda a, b, axis=-1: a.mean(axis=axis) - b.mean(axis=axis),
+            paired=True,
+            n_resamples=40_000,
+            method="percentile",
+            confidence_level=0.9,
+            vectorized=True,
+            batch=2_000,
+            rng=np.random.default_rng(2),
+        ).confidence_interval
+        assert found.low[i, j] == pytest.approx(reference.low, abs=0.004)  # a row is .0033
+        assert found.high[i, j] == pytest.approx(reference.high, abs=0.004)
+        assert found.value[i, j] == correct[:, i].mean() - correct[:, j].mean()
+
+
+def test_p_values_are_those_of_mcnemar_where_there_are_many_rows():
+    correct = models(2000)[:, :2]
+    better, worse = (correct[:, 0] & ~correct[:, 1]).sum(), (correct[:, 1] & ~correct[:, 0]).sum()
+    for extra in (0, better - worse - 40):  # as drawn, and with a difference near chance
+        moved = correct.copy()
+        moved[np.flatnonzero(~correct[:, 1] & correct[:, 0])[:extra], 0] = False
+        accuracies = bootstrap_accuracies(moved, resamples=20_000, rng=np.random.default_rng(1))
+        one, other = better - extra, worse
+        exact = chi2.sf((one - other) ** 2 / (one + other), 1)
+        assert paired_differences(moved, accuracies).p[0, 1] == pytest.approx(exact, abs=0.012)
+
+
+def test_differences_are_antisymmetric_and_equal_models_do_not_differ():
+    correct = models()
+    accuracies = bootstrap_accuracies(correct, resamples=300, rng=np.random.default_rng(1))
+    found = paired_differences(correct, accuracies)
+    np.testing.assert_array_equal(found.value, -found.value.T)
+    np.testing.assert_allclose(found.low, -found.high.T, atol=1e-12)
+    np.testing.assert_array_equal(found.p, found.p.T)
+    assert found.low[1, 3] == found.high[1, 3] == 0
+    assert found.p[1, 3] == found.p[2, 2] == 1
+    assert found.p[0, 2] == 2 / 301  # no resample reaches 0
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"correct": np.ones((3, 2))}, r"boolean and \(n, M\).* got float64 \(3, 2\)"),
+        ({"correct": np.ones(3, bool)}, r"got bool \(3,\)"),
+        ({"correct": np.ones((0, 2), bool)}, r"got bool \(0, 2\)"),
+        ({"resamples": 0}, "resamples and block must be at least 1, got 0 and 32"),
+        ({"block": 0}, "got 5 and 0"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_resampled_is_refused(change, fault):
+    asked = {"correct": np.ones((3, 2), bool), "resamples": 5, "rng": np.random.default_rng(0)}
+    with pytest.raises(ValueError, match=fault):
+        bootstrap_accuracies(**asked | change)
+
+
+def test_differences_of_other_models_and_confidences_that_are_none_are_refused():
+    correct = models()
+    with pytest.raises(ValueError, match=r"as many models, got \(5, 3\) and \(300, 4\)"):
+        paired_differences(correct, np.ones((5, 3)))
+    with pytest.raises(ValueError, match=r"confidence must lie in 0..1 and be neither, got 1"):
+        paired_differences(correct, np.ones((5, 4)), confidence=1)

@@ -18,6 +18,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from timm.data import create_transform, resolve_model_data_config
 
 import featstore
+from featstore.datasets.files import FileImages
 from featstore.errors import BadEmbeddingError, BadImageError, FeatStoreError, StoreMismatchError
 from featstore.extraction import passes, stations, stored_against_now, targets
 from featstore.keys import BNMode, FeatureKey
@@ -70,6 +71,20 @@ def test_models_that_share_a_transform_are_decoded_once_and_sites_embedded_once(
     done = extract([VIT, f"{VIT}@cls", f"{VIT}@avg", RESNET], folder, tmp_path / "s.zarr")
     assert done.images == 36  # each image of train and test once, for four targets
     assert done.filled == 8
+
+
+def test_four_models_that_share_a_transform_read_each_image_once(folder, tmp_path, monkeypatch):
+    opened = []
+    read = FileImages.__call__
+
+    def counted(images, position):
+        opened.append((id(images), position))
+        return read(images, position)
+
+    monkeypatch.setattr(FileImages, "__call__", counted)
+    models = {f"m{i}": featstore.create_backbone("tiny-vit", seed=i).eval() for i in range(4)}
+    featstore.extract(models, [f"folder:{folder}"], store=tmp_path / "s.zarr", device="cpu")
+    assert len(opened) == len(set(opened)) == 36
 
 
 def test_a_second_run_touches_no_image(folder, tmp_path):

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import array_api_compat
+import numpy as np
+
 from featstore.backend import Array, strip_size
+from featstore.kernels import cuda_neighbours
 from featstore.kernels.scale import l2_normalise, sum_last
+from featstore.kernels.search import Bank, search
 
 Neighbours: TypeAlias = tuple[Array, Array]
 """Values (q, k) float64 and rows of the bank (q, k) int64, the best first, ties by lower row."""
@@ -35,7 +41,8 @@ def nearest(
     same values bit for bit. A value is made from its own pair of rows alone, by
     element-wise operations: a sum of squared differences (so 0 for a duplicate), or of products.
 
-    A matrix product only proposes candidates. A list stands when the last of its k values is better
+    In numpy it is `featstore.kernels.search`, for whole banks as well. Elsewhere a
+    matrix product only proposes candidates. A list stands when the last of its k values is better
     than any row left out can be, given a bound on the product's rounding error (Higham, *Accuracy
     and Stability of Numerical Algorithms*, 2nd ed., section 3.1: it holds for every order of
     summation); else it is made again from more candidates, in the end from all rows of the block.
@@ -46,7 +53,7 @@ def nearest(
     queries : (q, d) floating, finite
     k : neighbours wanted, at least 1
     metric : `euclidean` (value: distance, ascending), `cosine` (value: similarity, descending; rows
-        are normalised here, a row of zeros has similarity 0), `inner` (value: product, descending)
+        are normalised here), `inner` (value: product, descending)
     first : position in the whole bank of the first row of this block
     xp : array namespace of both arrays
 
@@ -57,7 +64,8 @@ def nearest(
     Raises
     ------
     ValueError
-        `k` is less than 1, the metric is not one of the three, or the widths differ.
+        `k` is less than 1, the metric is not one of the three, the widths differ, a number is not
+        finite, or a row is zero under `cosine`.
     """
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
@@ -65,6 +73,13 @@ def nearest(
         raise ValueError(f"k must be at least 1, got {k}")
     if bank.shape[1] != queries.shape[1]:
         raise ValueError(f"bank has rows of width {bank.shape[1]}, queries of {queries.shape[1]}")
+    check_rows("bank", bank, metric, xp=xp)
+    check_rows("queries", queries, metric, xp=xp)
+    if array_api_compat.is_numpy_namespace(xp) and bank.shape[0]:
+        value, index = search(Bank.of_array(bank, metric), queries, k=k)
+        return value, index + first
+    if array_api_compat.is_cupy_namespace(xp) and k <= cuda_neighbours.MOST_K and bank.shape[0]:
+        return cuda_neighbours.nearest_cuda(bank, queries, k=k, metric=metric, first=first)
     queries = _prepare(queries, metric, xp)
     found = (
         xp.zeros((queries.shape[0], 0), dtype=xp.float64),
@@ -76,6 +91,27 @@ def nearest(
         part = (value, index + (first + start))
         found = part if start == 0 else merge_nearest(found, part, k=k, metric=metric, xp=xp)
     return found
+
+
+def check_rows(name: str, rows: Array, metric: str, *, first: int = 0, xp: Any) -> None:
+    """Refuse rows that no distance is defined for; `first` is the number of the first of them.
+
+    Raises
+    ------
+    ValueError
+        A number is NaN or infinite, or, under `cosine`, a row is zero and has no direction.
+    """
+    sound = xp.all(xp.isfinite(rows), axis=1)
+    if not bool(xp.all(sound)):
+        found = first + int(xp.argmin(xp.astype(sound, xp.int8)))
+        raise ValueError(f"{name} must be finite, and row {found} is not")
+    if metric == "cosine":
+        some = xp.any(rows != 0, axis=1)
+        if not bool(xp.all(some)):
+            found = first + int(xp.argmin(xp.astype(some, xp.int8)))
+            raise ValueError(
+                f"{name} must hold no row of zeros, which has no cosine, and row {found} is one"
+            )
 
 
 def merge_nearest(a: Neighbours, b: Neighbours, *, k: int, metric: str, xp: Any) -> Neighbours:
@@ -277,9 +313,74 @@ def votes(labels: Array, weights: Array, *, n_categories: int, xp: Any) -> Array
     -------
     total : (q, c) in the dtype of `weights`; `argmax` settles ties by the lower category
     """
+    if array_api_compat.is_numpy_namespace(xp):  # it adds in the order of the neighbours as well
+        rows = np.arange(len(labels))[:, None] * n_categories
+        flat = np.bincount(
+            (rows + labels).ravel(), weights.ravel(), minlength=len(labels) * n_categories
+        )
+        return flat.reshape(len(labels), n_categories).astype(weights.dtype, copy=False)
     categories = xp.arange(n_categories, dtype=labels.dtype)[None, :]
     total = xp.zeros((labels.shape[0], n_categories), dtype=weights.dtype)
     for j in range(labels.shape[1]):  # neighbour by neighbour: (q, k, c) at once would not fit
         chosen = xp.astype(labels[:, j : j + 1] == categories, weights.dtype)
         total += chosen * weights[:, j : j + 1]
     return total
+
+
+def winners(labels: np.ndarray, weights: np.ndarray, *, ks: Sequence[int]) -> np.ndarray:
+    """Predictions for several k at once, from lists sorted by nearness.
+
+    A category's votes after each of its neighbours are running sums, so what wins among the first k
+    is the largest of their first k, and the number of categories costs nothing. Ties, up to a
+    relative 1e-12 of rounding: the lower category.
+
+    Parameters
+    ----------
+    labels : (q, m) integer from 0, below 2**40: the neighbours' categories
+    weights : (q, m) floating; the first of each row above 0, and none negative
+    ks : each in 1..m
+
+    Returns
+    -------
+    predicted : (q, len(ks)) int64
+
+    Raises
+    ------
+    ValueError
+        A k is out of range.
+    """
+    count, m = labels.shape
+    if not ks or min(ks) < 1 or max(ks) > m:
+        raise ValueError(f"ks must lie in 1..{m} (neighbours in a list), got {list(ks)}")
+    found = np.empty((count, len(ks)), np.int64)
+    step = max(1, 2**18 // m)  # so that what is made of some rows stays in a core's cache
+    for start in range(0, count, step):
+        rows = slice(start, start + step)
+        found[rows] = _winners(labels[rows], weights[rows], ks)
+    return found
+
+
+def _winners(labels: np.ndarray, weights: np.ndarray, ks: Sequence[int]) -> np.ndarray:
+    m = labels.shape[1]
+    bits = max(1, int(m - 1).bit_length())
+    small = int(labels.max(initial=0)) < 2 ** (31 - bits)
+    key: np.ndarray = labels.astype(np.uint32 if small else np.uint64)
+    key = np.left_shift(key, bits) | np.arange(m, dtype=key.dtype)
+    key.sort(axis=1)  # by category, then by nearness
+    place = (key & (2**bits - 1)).astype(np.int64)
+    category = key >> bits
+    total = np.cumsum(np.take_along_axis(weights, place, 1), axis=1, dtype=np.float64)
+    first = np.ones(labels.shape, bool)
+    first[:, 1:] = category[:, 1:] != category[:, :-1]
+    begun = np.maximum.accumulate(np.where(first, np.arange(m), 0), axis=1)
+    before = np.concatenate([np.zeros((len(total), 1)), total[:, :-1]], axis=1)
+    running = np.empty(labels.shape)
+    np.put_along_axis(running, place, total - np.take_along_axis(before, begun, 1), 1)
+    predicted = np.empty((len(labels), len(ks)), np.int64)
+    for column, k in enumerate(ks):
+        some = running[:, :k]
+        # What is subtracted above leaves a rounding of the sum of all weights.
+        most = some.max(axis=1) - 1e-12 * total[:, -1]
+        tied = np.where(some >= most[:, None], labels[:, :k], np.iinfo(labels.dtype).max)
+        predicted[:, column] = tied.min(axis=1)
+    return predicted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,11 @@ class Data:
         """Features d."""
         return len(self.mean)
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What the features are stored as."""
+        return self.blocks[0].dtype if self.blocks else np.dtype(np.float64)
+
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         """All features (n, d) in the stored dtype, and all labels."""
         parts = [block.read() for block in self.blocks]
@@ -150,6 +156,8 @@ class Task:
     xp : array namespace ; device : `cpu` or `cuda:N`, for what torch computes
     parallel : map kernels over blocks in threads
     drawn : whether train is a draw of the stored rows
+    lists : where to keep neighbour lists: a folder, and in place of a name what they are named by
+    memory : bytes of a GPU's memory that kernels may use, or None for most of what is free
     cache : results that protocols of one task share, such as neighbour lists
     """
 
@@ -167,6 +175,8 @@ class Task:
     model: str = ""
     dataset: str = ""
     drawn: bool = False
+    lists: Path | None = None
+    memory: int | None = None
 
     @property
     def multi_label(self) -> bool:
@@ -213,7 +223,7 @@ class Task:
         order = np.argsort(self.train.index)
         chosen = order[drawn_rows(labels[order], count, SUBSET_SEED + self.seed)]
         train = self.train.take(np.sort(chosen))
-        return replace(self, train=train, cache={}, val=None, views=(), drawn=True)
+        return replace(self, train=train, cache={}, val=None, views=(), drawn=True, lists=None)
 
     def check(self) -> None:
         """Refuse what no protocol can score.
@@ -288,6 +298,11 @@ class Prepared:
     variance: np.ndarray | None = None
     rows: np.ndarray | None = None
     unit: bool = False
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What `read` gives."""
+        return np.dtype(np.float64)
 
     def read(self) -> Rows:
         """Features (n, d) float64 and labels (n,), both on the device."""

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from featstore.backend import Array, to_device
-from featstore.blocks import reduce_blocks
 from featstore.errors import NotApplicableError
 from featstore.kernels.neighbours import (
     METRICS,
-    Neighbours,
     inverse_distance_weights,
-    merge_nearest,
-    nearest,
     softmax_weights,
     votes,
 )
 from featstore.probes.base import Classifier, Fitted
-from featstore.probes.data import SHOTS, Data, Prepared, Task, prepared
+from featstore.probes.data import SHOTS, Task, prepared
+from featstore.probes.neighbour_lists import Search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +26,7 @@ class KNN(Classifier):
     Attributes
     ----------
     metric : `euclidean`, or `cosine`
-    weighting : `distance` (1 / distance; an exact hit takes the vote) or `softmax`
+    weighting : `distance` (1 / distance; an exact hit takes the vote), `uniform`, or `softmax`
         (exp(similarity / temperature))
     """
 
@@ -44,8 +40,10 @@ class KNN(Classifier):
         super().__post_init__()
         if self.metric not in METRICS:
             raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
-        if self.weighting not in ("distance", "softmax"):
-            raise ValueError(f"weighting must be distance or softmax, got {self.weighting!r}")
+        if self.weighting not in ("distance", "softmax", "uniform"):
+            raise ValueError(
+                f"weighting must be distance, softmax or uniform, got {self.weighting!r}"
+            )
         if self.k < 1:
             raise ValueError(f"k must be at least 1, got {self.k}")
         if not 0 < self.temperature < math.inf:
@@ -62,7 +60,7 @@ class KNN(Classifier):
         search = Search(task, self.metric, self.normalisation)
 
         def score(queries: Array, number: int) -> Array:
-            value, index = search.nearest(queries, number, self.k)
+            value, index = search.nearest(number, self.k)
             voters = task.xp.take(labels, task.xp.reshape(index, (-1,)))
             total = votes(
                 task.xp.reshape(voters, index.shape),
@@ -74,46 +72,14 @@ class KNN(Classifier):
             some = task.xp.where(share > 0, share, task.xp.ones_like(share))
             return task.xp.where(share > 0, task.xp.log(some), -task.xp.inf)
 
-        return Fitted(prepared(task, task.test, self.normalisation), score, {})
+        return Fitted(prepared(task, task.test, "none"), score, {})
 
     def _weights(self, value: Array, xp: Any) -> Array:
         if self.weighting == "distance":
             return inverse_distance_weights(value, xp=xp)
+        if self.weighting == "uniform":
+            return xp.ones_like(value)
         return softmax_weights(value, temperature=self.temperature, xp=xp)
-
-
-class Search:
-    """Train rows near test rows; the longest list of a block is kept for the whole task."""
-
-    def __init__(self, task: Task, metric: str, normalisation: str) -> None:
-        rows = prepared(task, task.train, normalisation)
-        self.bank = list(zip(_starts(task.train), rows, strict=True))
-        self.lists = task.cache.setdefault(("neighbours", metric, normalisation), {})
-        self.metric, self.task = metric, task
-
-    def nearest(self, queries: Array, number: int, k: int) -> Neighbours:
-        """Values and positions (q, k) of the nearest train rows to a block of test rows."""
-        known = self.lists.get(number)
-        if known is None or known[0].shape[1] < k:
-            xp, metric = self.task.xp, self.metric
-            search = partial(_search, queries=queries, k=k, metric=metric, xp=xp)
-            merge = partial(merge_nearest, k=k, metric=metric, xp=xp)
-            known = self.lists[number] = reduce_blocks(
-                search, self.bank, merge, parallel=self.task.parallel
-            )
-        return known[0][:, :k], known[1][:, :k]
-
-
-def _starts(data: Data) -> list[int]:
-    """Position in the split of each block's first row."""
-    return [sum(data.sizes[:i]) for i in range(len(data.sizes))]
-
-
-def _search(
-    block: tuple[int, Prepared], *, queries: Array, k: int, metric: str, xp: Any
-) -> Neighbours:
-    first, rows = block
-    return nearest(rows.read()[0], queries, k=k, metric=metric, first=first, xp=xp)
 
 
 PROTOCOLS = [

@@ -13,7 +13,7 @@ from featstore.kernels import transferability
 from featstore.kernels.resample import wilson_interval
 from featstore.probes.base import Measured, Metrics, Protocol
 from featstore.probes.data import Task, prepared
-from featstore.probes.knn import Search
+from featstore.probes.neighbour_lists import Search
 from featstore.probes.ridge import gram_sums
 
 
@@ -84,10 +84,10 @@ class Retrieval(Protocol):
         k = min(self.k, len(task.train))
         search = Search(task, "cosine", self.normalisation)
         found = []
-        for number, block in enumerate(prepared(task, task.test, self.normalisation)):
-            queries, labels = block.read()
-            _, near = search.nearest(queries, number, k)
-            found.append(task.train.labels[to_host(near)] == to_host(labels)[:, None])
+        for number in range(len(task.test.blocks)):
+            _, near = search.nearest(number, k)
+            labels = task.test.labels[search.edges[number] : search.edges[number + 1]]
+            found.append(task.train.labels[to_host(near)] == labels[:, None])
         hits = np.concatenate(found)
         precision = np.cumsum(hits, axis=1) / np.arange(1, k + 1)
         there = np.bincount(task.train.labels, minlength=task.n_categories)[task.test.labels]

@@ -17,6 +17,7 @@ from featstore.kernels.neighbours import (
     nearest,
     softmax_weights,
     votes,
+    winners,
 )
 
 
@@ -150,14 +151,21 @@ def test_merging_is_associative_and_commutative(xp):
 
 @pytest.mark.parametrize(("n", "q"), [(0, 4), (5, 0), (0, 0)])
 def test_no_rows_give_empty_lists(xp, n, q):
-    value, index = found(np.zeros((n, 3)), np.zeros((q, 3)), xp, k=2, metric="cosine")
+    value, index = found(np.ones((n, 3)), np.ones((q, 3)), xp, k=2, metric="cosine")
     assert value.shape == index.shape == (q, min(n, 2))
 
 
-def test_a_row_of_zeros_is_similar_to_nothing(xp):
-    bank = np.concatenate((np.zeros((1, 4)), np.eye(4)))
-    value, _ = found(bank, np.ones((1, 4)), xp, k=5, metric="cosine")
-    np.testing.assert_allclose(value, [[0.5, 0.5, 0.5, 0.5, 0.0]], rtol=1e-15)
+@pytest.mark.parametrize("side", ["bank", "queries"])
+def test_rows_without_a_distance_are_refused_by_number(xp, side):
+    for value, metric, message in (
+        (np.nan, "euclidean", f"{side} must be finite, and row 2 is not"),
+        (np.inf, "cosine", f"{side} must be finite, and row 2 is not"),
+        (0.0, "cosine", f"{side} must hold no row of zeros, which has no cosine, and row 2 is one"),
+    ):
+        rows = {"bank": np.ones((4, 3)), "queries": np.ones((3, 3))}
+        rows[side][2] = value
+        with pytest.raises(ValueError, match=message):
+            nearest(*(xp.asarray(one) for one in rows.values()), k=1, metric=metric, xp=xp)
 
 
 @pytest.mark.parametrize(
@@ -234,3 +242,38 @@ def test_votes_are_sums_per_category(xp):
 def test_a_tied_vote_goes_to_the_lower_category(xp):
     labels, weights = xp.asarray([[3, 1, 1, 3]]), xp.asarray([[0.5, 0.25, 0.75, 0.5]])
     assert int(xp.argmax(votes(labels, weights, n_categories=4, xp=xp), axis=1)[0]) == 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    m=st.integers(1, 40),
+    categories=st.integers(1, 30),
+    kind=st.sampled_from(["uniform", "halves", "continuous"]),
+)
+def test_winners_are_the_first_largest_sums_of_votes(seed, m, categories, kind):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, categories, size=(25, m))
+    weights = {
+        "uniform": np.ones((25, m)),
+        "halves": rng.integers(1, 5, size=(25, m)) / 2,  # sums are exact, and often tied
+        "continuous": rng.random((25, m)),
+    }[kind]
+    ks = sorted({1, m // 2 + 1, m})
+    predicted = winners(labels, weights, ks=ks)
+    for column, k in enumerate(ks):
+        for row in range(25):
+            total = np.bincount(labels[row, :k], weights[row, :k], minlength=categories)
+            assert predicted[row, column] == total.argmax()
+
+
+def test_winners_of_exact_hits_and_of_many_categories():
+    distance = np.array([[0.0, 0.0, 1.0], [1.0, 1.0, 2.0]])
+    weights = inverse_distance_weights(distance, xp=array_api_compat.numpy)
+    labels = np.array([[2**33 + 1, 2**33, 7], [9, 8, 8]])
+    np.testing.assert_array_equal(
+        winners(labels, weights, ks=[1, 2, 3]), [[2**33 + 1, 2**33, 2**33], [9, 8, 8]]
+    )
+    for ks in ([0], [4], []):
+        with pytest.raises(ValueError, match=r"ks must lie in 1\.\.3 \(neighbours in a list\)"):
+            winners(labels, weights, ks=ks)

@@ -65,13 +65,13 @@ def test_knn_dino_is_the_formula_of_the_paper(k, data):
 
 def test_one_search_serves_every_k(data, monkeypatch):
     searched = []
-    real = probes.knn.nearest
+    real = probes.neighbour_lists.search
 
     def counted(bank, queries, **options):
-        searched.append((options["metric"], options["k"]))
+        searched.append((bank.metric, options["k"]))
         return real(bank, queries, **options)
 
-    monkeypatch.setattr(probes.knn, "nearest", counted)
+    monkeypatch.setattr(probes.neighbour_lists, "search", counted)
     names = [f"knn-dino-k{k}" for k in (10, 20, 100, 200)]
     found = dict(probes.run([probes.get(n) for n in names], make_task(*data)))
     assert searched == [("cosine", 200)]

@@ -88,13 +88,13 @@ def test_retrieval_is_average_precision_within_the_list(data):
 
 def test_retrieval_reads_the_lists_of_knn(data, monkeypatch):
     searched = []
-    real = probes.knn.nearest
+    real = probes.neighbour_lists.search
 
     def counted(bank, queries, **options):
         searched.append(options["k"])
         return real(bank, queries, **options)
 
-    monkeypatch.setattr(probes.knn, "nearest", counted)
+    monkeypatch.setattr(probes.neighbour_lists, "search", counted)
     names = ["retrieval", "knn-dino-k200", "knn-dino-k10"]
     list(probes.run([probes.get(n) for n in names], make_task(*data)))
     assert searched == [200]

@@ -21,7 +21,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
-	$(BIN)/python pipelines/benchmarks/path.py
+	$(BIN)/python pipelines/benchmarks/all.py
 	$(BIN)/python pipelines/benchmarks/protocols.py
 	$(BIN)/python pipelines/benchmarks/finetune.py
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers and editors see
-    from featstore import datasets, finetuning, kernels, models, probes
+    from featstore import datasets, finetuning, kernels, models, probes, store
     from featstore.analysis.batchnorm import backbone_bn, head_bn
     from featstore.analysis.calibration import calibration_errors
     from featstore.analysis.compare import compare_protocols
@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
 
 __version__ = "0.1.0"
 
-_MODULES = ("datasets", "finetuning", "kernels", "models", "probes")
+_MODULES = ("datasets", "finetuning", "kernels", "models", "probes", "store")
 
 _HOMES = {
     "BNMode": "featstore.keys",
@@ -121,6 +121,7 @@ __all__ = [
     "score",
     "similarity",
     "similarity_map",
+    "store",
 ]
 
 

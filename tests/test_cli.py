@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import featstore
 from featstore import cli
+from featstore.cli.options import parse_size
 
 COMMANDS = sorted(get_command(cli.app).commands)
 MAIN = [sys.executable, "-c", "from featstore.cli import main; main()"]
@@ -406,3 +407,19 @@ def test_progress_is_shown_on_a_terminal_with_rate_and_time_left(photos, tmp_pat
 def test_without_a_terminal_nothing_is_drawn(run, photos):
     status, _, err = run(*EXTRACT)
     assert (status, err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8GB", 8 * 10**9), ("500 MB", 500 * 10**6), ("1.5GiB", 3 * 2**29), ("64B", 64)],
+)
+def test_sizes_are_read_as_they_are_written(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["8", "eight GB", "-1GB", "1.2.3GB", "8gb", ".GB"])
+def test_what_is_no_size_is_refused_in_one_line(text, call, tmp_path):
+    status, _, err = call("probe", "--device-memory", text, "--store", tmp_path / "s.zarr")
+    assert status in (1, 2)
+    assert f"a size is written as 8GB or 500MiB, got {text!r}" in err
+    assert "Traceback" not in err

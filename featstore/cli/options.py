@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -89,3 +90,19 @@ def _options(
     logging.basicConfig(format="featstore: %(message)s", level=logging.ERROR, stream=sys.stderr)
     logging.getLogger("huggingface_hub").propagate = False  # it prints its remarks itself
     logging.getLogger("featstore").setLevel(level)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of such as 8GB, 500 MB or 8GiB.
+
+    Raises
+    ------
+    ValueError
+        It has another form.
+    """
+    found = re.fullmatch(r"([0-9.]+) *([kMGT]?)(i?)B", text)
+    try:
+        number, prefix, binary = found.groups() if found else ("", "", "")
+        return int(float(number) * (1024 if binary else 1000) ** " kMGT".index(prefix or " "))
+    except ValueError as error:
+        raise ValueError(f"a size is written as 8GB or 500MiB, got {text!r}") from error

@@ -28,6 +28,7 @@ from featstore.cli.options import (
     Weights,
     WeightsSeed,
     app,
+    parse_size,
 )
 from featstore.cli.planning import plan
 from featstore.cli.terminal import progress, tell_left_out
@@ -114,6 +115,9 @@ def probe(
     store: StorePath = STORE,
     results: ResultsPath = RESULTS,
     device: Device = "auto",
+    device_memory: Annotated[
+        str, typer.Option(help="most of a GPU's memory to use, such as 8GB [default: 4/5 of it]")
+    ] = "",
     scheduler: Annotated[
         str, typer.Option(help="processes, threads, sync, local:N or tcp://HOST:PORT")
     ] = "processes",
@@ -128,6 +132,7 @@ def probe(
             done = run(
                 model, dataset, protocols=protocol, bn_modes=bn_mode, seeds=seed, store=store,
                 results=results, device=device, scheduler=scheduler, overwrite=overwrite,
+                device_memory=parse_size(device_memory) if device_memory else None,
                 progress=advance,
             )  # fmt: skip
     except UnknownNameError:

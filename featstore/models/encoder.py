@@ -53,6 +53,7 @@ class Encoder:
         self.adapted = False
         self._mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
         self._std = torch.tensor(std, device=device).view(1, -1, 1, 1)
+        self._pixels = torch.empty(0, device=device)
 
     def use_batch_statistics(self) -> None:
         """BN mode `batch`: every BatchNorm normalises by the batch it sees, and keeps no memory."""
@@ -84,11 +85,20 @@ class Encoder:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Embedding of (n, 3, h, w) uint8 images at each site, (n, d) float32."""
-        pixels = images.to(self.device).float().div_(255).sub_(self._mean).div_(self._std)
+        if self._pixels.shape[1:] != images.shape[1:] or len(self._pixels) < len(images):
+            self._pixels = torch.empty(images.shape, device=self.device)
+        # Always the same memory: fresh pages would cost several times the arithmetic.
+        pixels = self._pixels[: len(images)].copy_(images)
+        pixels = pixels.div_(255).sub_(self._mean).div_(self._std)
         reduced = self.dtype is not torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=reduced):
             embeddings = embed(self.module, pixels, self.sites)
-        return {site: rows.float() for site, rows in embeddings.items()}
+        return {site: self._own(rows.float()) for site, rows in embeddings.items()}
+
+    def _own(self, rows: Tensor) -> Tensor:
+        """Rows that the next batch does not overwrite, even of a module that returns its input."""
+        mine = self._pixels.untyped_storage().data_ptr()
+        return rows.clone() if rows.untyped_storage().data_ptr() == mine else rows
 
 
 def embed(module: nn.Module, pixels: Tensor, sites: Sequence[str]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from featstore.backend import to_device
-from featstore.blocks import ArrayBlock, Block, Rows, stored_blocks
+from featstore.blocks import ArrayBlock, Block, Rows, read_rows, stored_blocks
 from featstore.errors import NotApplicableError, ProbeError
 from featstore.kernels.metrics import own_score
 from featstore.kernels.scale import block_moments, l2_normalise, merge_moments, zscore
@@ -110,8 +110,7 @@ class Data:
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         """All features (n, d) in the stored dtype, and all labels."""
-        parts = [block.read() for block in self.blocks]
-        return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
+        return read_rows(self.blocks)
 
     def take(self, rows: np.ndarray) -> Data:
         """Some rows, by their ascending positions, in memory."""

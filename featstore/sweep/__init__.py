@@ -31,6 +31,7 @@ def probe(
     store: str | Path = "data/features.zarr",
     results: str | Path = "data/results",
     device: str = "auto",
+    device_memory: int | None = None,
     scheduler: str = "threads",
     strict: bool = True,
     overwrite: bool = False,
@@ -47,6 +48,7 @@ def probe(
     protocols : names, or names of sets; by default those that cost seconds
     seeds : of draws, splits and initialisations; a cell each
     device : `cpu`, `cuda:N`, or `auto` for a GPU if cupy finds one
+    device_memory : most bytes that kernels use of a GPU; four fifths of what is free if None
     scheduler : `threads`, `processes` (faster for many small cells; a script that asks for them
         must guard its work by `if __name__ == "__main__"`), `sync`, `local:N` (N processes) or the
         address of a Dask scheduler
@@ -66,12 +68,13 @@ def probe(
     summary = Summary()
     if device == "auto":
         device = "cuda" if gpu_available() else "cpu"
-    _check(device, scheduler, seeds, Path(results))
+    _check(device, device_memory, scheduler, seeds, Path(results))
     asked = Sweep(
         models, datasets, names, frozenset(protocols if strict else ()),
         [BNMode(m) for m in bn_modes],
         list(dict.fromkeys(seeds)),
         Path(store).absolute(), Path(results).absolute(), device, overwrite,
+        device_memory,
     )  # fmt: skip
     jobs = list(find_jobs(asked, summary))
     if len(jobs) == 1:  # a lone job has all cores to itself: its blocks are mapped, not the jobs
@@ -97,13 +100,17 @@ def probe(
     return summary
 
 
-def _check(device: str, scheduler: str, seeds: Sequence[int], results: Path) -> None:
+def _check(
+    device: str, device_memory: int | None, scheduler: str, seeds: Sequence[int], results: Path
+) -> None:
     """Refuse what cannot be before any work is done."""
     try:
         namespace(device)
     except RuntimeError as error:  # a device that is not there
         raise ValueError(str(error)) from error
     check_scheduler(scheduler)
+    if device_memory is not None and device_memory <= 0:
+        raise ValueError(f"device_memory must be above 0 bytes, got {device_memory}")
     if min(seeds, default=0) < 0:
         raise ValueError(f"seeds must be 0 or more, got {min(seeds)}")
     if results.exists() and not results.is_dir():

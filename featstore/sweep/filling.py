@@ -78,6 +78,7 @@ def _task(job: Job, features: Features, splits: Sequence[str]) -> Task:
         namespace(job.device),
         job.device,
         job.parallel,
+        memory=job.device_memory,
         val=data.get("val"),
         views=[data[name] for name in splits if "+" in name],
         metric=first.attrs["dataset"]["metric"],

@@ -61,6 +61,7 @@ class Job:
     seed: int
     device: str
     parallel: bool = False
+    device_memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Sweep:
     results: Path
     device: str
     overwrite: bool
+    device_memory: int | None = None
 
 
 def find_jobs(asked: Sweep, summary: Summary) -> Iterator[Job]:
@@ -116,7 +118,7 @@ def find_jobs(asked: Sweep, summary: Summary) -> Iterator[Job]:
             if missing:
                 yield Job(
                     str(asked.store), str(asked.results), key, missing, asked.named, seed,
-                    asked.device,
+                    asked.device, device_memory=asked.device_memory,
                 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import os
 import time
 from pathlib import Path
 
-from path import make_rows
+from common import clusters
 
 import featstore
 
@@ -35,8 +35,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("data/bench-protocols.json"))
     arguments = parser.parse_args()
     sizes = arguments.width, arguments.categories
-    x, y = make_rows(arguments.rows, *sizes, apart=APART)
-    z, t = make_rows(arguments.rows // 4, *sizes, apart=APART)
+    x, y = clusters(arguments.rows, *sizes, apart=APART)
+    z, t = clusters(arguments.rows // 4, *sizes, apart=APART, seed=1)
     seconds: dict[str, float] = {}
     left_out: dict[str, str] = {}
     for protocol in featstore.probes.expand(arguments.protocols):

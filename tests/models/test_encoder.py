@@ -421,3 +421,11 @@ def test_images_are_left_as_they_were(module):
     before = batch.clone()
     encoder_of(module)(batch)
     assert torch.equal(batch, before)
+
+
+def test_batches_do_not_overwrite_each_other_even_of_a_module_that_returns_its_input():
+    encoder = encoder_of(nn.Flatten())
+    batches = [images(0), images(1, n=3), images(2, n=6), images(3, size=16)]
+    found = [encoder(batch)[""] for batch in batches]
+    for rows, batch in zip(found, batches, strict=True):
+        torch.testing.assert_close(rows, normalised(batch).flatten(1))

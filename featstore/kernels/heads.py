@@ -1,0 +1,230 @@
+"""Linear heads trained by SGD side by side: each batch is read, and multiplied, once for all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+_EPS = 1e-5  # of BatchNorm, and the weight of a batch in its running statistics, as in torch
+_NEW = 0.1
+
+
+@dataclass(frozen=True)
+class Head:
+    """What one head is trained with.
+
+    Attributes
+    ----------
+    start : (c, d) floating, weight before the first step; the bias starts at 0
+    lr : learning rate, before the factor of a step
+    weight_decay : added to the gradient, times each parameter, after clipping, as torch's SGD does
+    bn : an affine BatchNorm of the features comes first
+    """
+
+    start: Tensor
+    lr: float
+    weight_decay: float = 0.0
+    bn: bool = False
+
+
+@dataclass(frozen=True)
+class TrainedHead:
+    """An affine map of features, after one of each feature by itself if it has a BatchNorm.
+
+    Attributes
+    ----------
+    weight : (c, d) ; bias : (c,)
+    mean, variance : (d,) running statistics of the batches, or None for no BatchNorm
+    scale, shift : (d,) of the BatchNorm, or None
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor | None = None
+    variance: Tensor | None = None
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits (m, c) of features (m, d)."""
+        if self.mean is not None:
+            x = torch.nn.functional.batch_norm(
+                x, self.mean, self.variance, self.scale, self.shift, eps=_EPS
+            )
+        return torch.nn.functional.linear(x, self.weight, self.bias)
+
+
+@torch.no_grad()
+def train_heads(
+    batches: Iterable[tuple[Tensor, Tensor, float]],
+    heads: Sequence[Head],
+    *,
+    momentum: float = 0.9,
+    clip: float = math.inf,
+) -> tuple[list[TrainedHead], Tensor]:
+    """Heads after a step of SGD by cross-entropy for each batch, and their losses before it.
+
+    Each comes out as if it were trained by itself with `torch.optim.SGD`, `clip_grad_norm_` and
+    `BatchNorm1d`, up to rounding. With x^ the normalised batch, which is the same for all heads,
+    and r the softmax less the target, all gradients follow from x^'r and r's sum over rows: those
+    of BatchNorm's scale and shift are sums over categories of x^'r and of r times the weight.
+
+    Parameters
+    ----------
+    batches : features (m, d) in the dtype of the starts and finite, labels (m,) int64 in 0..c-1,
+        and the factor of all learning rates in this step; two rows or more for BatchNorm
+    heads : at least one, all of as many features d and categories c
+    momentum : in 0..1, not 1
+    clip : largest norm of a head's gradient
+
+    Returns
+    -------
+    trained : a head for each of `heads`
+    losses : (steps, heads), mean over the batch
+
+    Raises
+    ------
+    ValueError
+        No heads or batches; shapes do not fit; a number, label or feature outside its range. A
+        head that diverges is no error: its loss and weights are then not finite.
+    """
+    _check(heads, momentum, clip)
+    order = sorted(range(len(heads)), key=lambda i: heads[i].bn)  # stable
+    plain = sum(not head.bn for head in heads)
+    parts = [part for part in (order[:plain], order[plain:]) if part]
+    groups = [_Group([heads[i] for i in part], momentum, clip) for part in parts]
+    losses = []
+    width, categories = heads[0].start.shape[1], heads[0].start.shape[0]
+    for x, y, factor in batches:
+        _check_batch(x, y, width, categories, need=2 if groups[-1].bn else 1)
+        step = torch.cat([group.step(x, y, factor) for group in groups])
+        if not step.isfinite().all() and not x.isfinite().all():
+            raise ValueError("features of a batch must be finite, and some are not")
+        losses.append(step)
+    if not losses:
+        raise ValueError("batches must hold at least one batch, got none")
+    trained = [head for group in groups for head in group.trained()]
+    back = sorted(range(len(heads)), key=order.__getitem__)
+    return [trained[i] for i in back], torch.stack(losses)[:, back]
+
+
+class _Group:
+    """Heads that all begin with BatchNorm, or none of them; parameters have heads on axis -2."""
+
+    def __init__(self, heads: Sequence[Head], momentum: float, clip: float) -> None:
+        self.bn, self.momentum, self.clip = heads[0].bn, momentum, clip
+        self.weight = torch.stack([head.start.T for head in heads], dim=1).contiguous()  # (d, h, c)
+        d, h, c = self.weight.shape
+        self.bias = self.weight.new_zeros(1, h, c)
+        self.lr = self.weight.new_tensor([head.lr for head in heads])[:, None]  # (h, 1)
+        decay = [head.weight_decay for head in heads]
+        self.decay = self.weight.new_tensor(decay)[:, None] if any(decay) else None
+        self.parameters = [self.weight, self.bias]
+        if self.bn:
+            self.scale, self.shift = self.weight.new_ones(d, h, 1), self.weight.new_zeros(d, h, 1)
+            self.parameters += [self.scale, self.shift]
+            self.mean, self.variance = self.weight.new_zeros(d), self.weight.new_ones(d)
+        self.velocity = [torch.zeros_like(one) for one in self.parameters]
+
+    def step(self, x: Tensor, y: Tensor, factor: float) -> Tensor:
+        """Losses (h,) of a batch, before the step that it makes."""
+        d, h, c = self.weight.shape
+        weight, bias = self.weight, self.bias
+        if self.bn:
+            x = self._normalised(x)
+            weight, bias = self.scale * weight, bias + (self.shift * weight).sum(dim=0)
+        logits = torch.addmm(bias.view(-1), x, weight.view(d, -1)).view(-1, h, c)
+        excess = torch.log_softmax(logits, dim=2)
+        own = y[:, None, None].expand(-1, h, 1)
+        losses = -excess.gather(2, own).mean(dim=0)[:, 0]
+        excess.exp_().scatter_add_(2, own, excess.new_full((1, 1, 1), -1.0).expand(len(y), h, 1))
+        excess /= len(y)
+        self._move(x, excess, factor)
+        return losses
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, dim=0, correction=0)
+        self.mean.lerp_(mean, _NEW)
+        self.variance.lerp_(variance * (len(x) / (len(x) - 1)), _NEW)
+        return (x - mean) * (variance + _EPS).rsqrt()
+
+    def _move(self, x: Tensor, excess: Tensor, factor: float) -> None:
+        d, h, c = self.weight.shape
+        flat = excess.view(-1, h * c)
+        if not self.bn and self.clip == math.inf and self.decay is None:
+            memory = self.velocity[0].view(d, -1)  # adds the gradient as it is made
+            torch.addmm(memory, x.T, flat, beta=self.momentum, out=memory)
+            self.velocity[1].mul_(self.momentum).add_(excess.sum(dim=0))
+        else:
+            slopes = self._slopes((x.T @ flat).view(d, h, c), excess.sum(dim=0, keepdim=True))
+            norm = torch.stack([slope.square().sum(dim=(0, 2)) for slope in slopes]).sum(dim=0)
+            kept = (self.clip / (norm.sqrt() + 1e-6)).clamp(max=1.0)[:, None]
+            for memory, slope, one in zip(self.velocity, slopes, self.parameters, strict=True):
+                memory.mul_(self.momentum).addcmul_(slope, kept)
+                if self.decay is not None:
+                    memory.addcmul_(one, self.decay)
+        for one, memory in zip(self.parameters, self.velocity, strict=True):
+            one.addcmul_(memory, self.lr, value=-factor)
+
+    def _slopes(self, product: Tensor, total: Tensor) -> list[Tensor]:
+        """Gradients of all parameters from x'r (d, h, c) and the sum of r (1, h, c)."""
+        if not self.bn:
+            return [product, total]
+        return [
+            self.scale * product + self.shift * total,
+            total,
+            (self.weight * product).sum(dim=2, keepdim=True),
+            (self.weight * total).sum(dim=2, keepdim=True),
+        ]
+
+    def trained(self) -> list[TrainedHead]:
+        """Its heads, in order."""
+        found = []
+        for i in range(self.weight.shape[1]):
+            head = TrainedHead(self.weight[:, i].T.contiguous(), self.bias[0, i].clone())
+            if self.bn:
+                scale, shift = self.scale[:, i, 0].clone(), self.shift[:, i, 0].clone()
+                head = replace(
+                    head, mean=self.mean, variance=self.variance, scale=scale, shift=shift
+                )
+            found.append(head)
+        return found
+
+
+def _check(heads: Sequence[Head], momentum: float, clip: float) -> None:
+    if not heads:
+        raise ValueError("heads must hold at least one head, got none")
+    shapes = {tuple(head.start.shape) for head in heads}
+    first = heads[0].start
+    if len(shapes) > 1 or first.ndim != 2 or len(first) < 2 or not first.shape[1]:
+        raise ValueError(
+            f"starts of heads must all be of one shape (c, d), c at least 2, got {sorted(shapes)}"
+        )
+    for head in heads:
+        if not (0 < head.lr < math.inf and 0 <= head.weight_decay < math.inf):
+            raise ValueError(
+                f"lr must be above 0 and weight_decay at least 0, both finite, got {head.lr:g} and "
+                f"{head.weight_decay:g}"
+            )
+    if not 0 <= momentum < 1 or not clip > 0:
+        raise ValueError(
+            f"momentum must lie in 0..1 and not be 1, clip be above 0, got {momentum:g} and "
+            f"{clip:g}"
+        )
+
+
+def _check_batch(x: Tensor, y: Tensor, width: int, categories: int, *, need: int) -> None:
+    if x.ndim != 2 or x.shape[1] != width or y.shape != x.shape[:1]:
+        raise ValueError(
+            f"features of a batch must be (m, {width}), as wide as the heads, and labels (m,), got "
+            f"{tuple(x.shape)} and {tuple(y.shape)}"
+        )
+    if len(x) < need:
+        raise ValueError(f"a batch must hold at least {need} rows, got {len(x)}")
+    low, high = (int(end) for end in y.aminmax())
+    if low < 0 or high >= categories:
+        raise ValueError(f"labels must lie in 0..{categories - 1} (categories), got {low}..{high}")

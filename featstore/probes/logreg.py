@@ -56,7 +56,7 @@ class LogisticRegression(Classifier):
     official: bool = False
     held_out: float = 0.1
     draw: str = "stratified"
-    path_tolerance: float = 1e-5
+    path_tolerance: float = 5e-6
     path_iterations: int = 200
     tolerance: float = 1e-4
     max_iterations: int = 2000

@@ -187,10 +187,10 @@ def test_an_estimated_path_is_within_1e_minus_4_of_scikit_learn_at_every_c(scale
     features, labels = correlated(scale=scale)
     rows = HostRows(features, labels, 5)
     cs = np.logspace(-5, 6, 45)
-    path = path_of(rows, 1 / cs, tolerance=1e-5, estimated=True, floor=0.01 * len(labels),
+    path = path_of(rows, 1 / cs, tolerance=5e-6, estimated=True, floor=0.01 * len(labels),
                    quick=rows.quick if quick else None)  # fmt: skip
     assert all(certificate.converged for _, certificate in path)
-    assert sum(certificate.evaluations for _, certificate in path) < 220
+    assert sum(certificate.evaluations for _, certificate in path) < 115
     for c, (weight, certificate) in list(zip(cs, path, strict=True))[::8]:
         newton = {"solver": "newton-cholesky", "tol": 1e-6}
         best, _ = scikit_objective(features, labels, 1 / c, 5, **newton)
@@ -250,6 +250,9 @@ def test_a_certificate_says_how_far_it_came_and_by_what():
     assert not rough.exact
     assert rough.estimate <= 1e-3
     assert 0 < rough.relative_gradient < 0.1
+    ((_, certified),) = path_of(rows, [1.0], tolerance=1e-3)
+    assert rough.excess > 1e-3 >= certified.excess  # the bound is far above the estimate
+    assert rough.evaluations < certified.evaluations
     ((_, fine),) = path_of(rows, [1.0], tolerance=1e-10, quick=rows.quick)  # beyond float32
     assert fine.converged
     assert fine.exact

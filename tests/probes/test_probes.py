@@ -416,7 +416,7 @@ def test_an_override_is_another_name_and_another_number(data):
         ("logreg-ericsson-literal+held_out=0", r"held_out must lie in 0..0.5 and not be 0, got 0"),
         ("logreg-ericsson-literal+iterations=0", r"iterations must be at least 1, got 0"),
         ("logreg-ericsson-literal+log10_c=400", r"log10_c must be exponents of 10 in -100..100"),
-        ("logreg+tolerance=-1", r"tolerance and path_tolerance must be above 0, got -1 and 1e-05"),
+        ("logreg+tolerance=-1", r"tolerance and path_tolerance must be above 0, got -1 and 5e-06"),
         ("logreg+path_tolerance=nan", r"tolerance and path_tolerance must be above 0"),
         ("logreg+max_iterations=0", r"path_iterations must be at least 1, got 0 and 200"),
         ("logreg+log10_c=1,0", r"log10_c must ascend, each once, got \[1.0, 0.0\]"),

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-_EPS = 1e-5  # of BatchNorm, and the weight of a batch in its running statistics, as in torch
-_NEW = 0.1
+_EPS = 1e-5  # of BatchNorm, as in torch
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,8 @@ def train_heads(
 
     Each comes out as if it were trained by itself with `torch.optim.SGD`, `clip_grad_norm_` and
     `BatchNorm1d`, up to rounding. With x^ the normalised batch, which is the same for all heads,
-    and r the softmax less the target, all gradients follow from x^'r and r's sum over rows: those
-    of BatchNorm's scale and shift are sums over categories of x^'r and of r times the weight.
+    and r the softmax less the target, all gradients follow from r'x^ and r's sum over rows: those
+    of BatchNorm's scale and shift are sums over categories of these, times the weight.
 
     Parameters
     ----------
@@ -113,56 +112,53 @@ def train_heads(
 
 
 class _Group:
-    """Heads that all begin with BatchNorm, or none of them; parameters have heads on axis -2."""
+    """Heads that all begin with BatchNorm, or none of them; parameters have heads first."""
 
     def __init__(self, heads: Sequence[Head], momentum: float, clip: float) -> None:
         self.bn, self.momentum, self.clip = heads[0].bn, momentum, clip
-        self.weight = torch.stack([head.start.T for head in heads], dim=1).contiguous()  # (d, h, c)
-        d, h, c = self.weight.shape
-        self.bias = self.weight.new_zeros(1, h, c)
-        self.lr = self.weight.new_tensor([head.lr for head in heads])[:, None]  # (h, 1)
+        self.weight = torch.stack([head.start for head in heads])  # (h, c, d)
+        h, c, d = self.weight.shape
+        self.bias = self.weight.new_zeros(h, c, 1)
+        self.lr = self.weight.new_tensor([head.lr for head in heads])[:, None, None]
         decay = [head.weight_decay for head in heads]
-        self.decay = self.weight.new_tensor(decay)[:, None] if any(decay) else None
+        self.decay = self.weight.new_tensor(decay)[:, None, None] if any(decay) else None
         self.parameters = [self.weight, self.bias]
         if self.bn:
-            self.scale, self.shift = self.weight.new_ones(d, h, 1), self.weight.new_zeros(d, h, 1)
+            self.scale, self.shift = self.weight.new_ones(h, 1, d), self.weight.new_zeros(h, 1, d)
             self.parameters += [self.scale, self.shift]
             self.mean, self.variance = self.weight.new_zeros(d), self.weight.new_ones(d)
         self.velocity = [torch.zeros_like(one) for one in self.parameters]
 
     def step(self, x: Tensor, y: Tensor, factor: float) -> Tensor:
         """Losses (h,) of a batch, before the step that it makes."""
-        d, h, c = self.weight.shape
+        h, c, d = self.weight.shape
         weight, bias = self.weight, self.bias
         if self.bn:
-            x = self._normalised(x)
-            weight, bias = self.scale * weight, bias + (self.shift * weight).sum(dim=0)
-        logits = torch.addmm(bias.view(-1), x, weight.view(d, -1)).view(-1, h, c)
-        excess = torch.log_softmax(logits, dim=2)
-        own = y[:, None, None].expand(-1, h, 1)
-        losses = -excess.gather(2, own).mean(dim=0)[:, 0]
-        excess.exp_().scatter_add_(2, own, excess.new_full((1, 1, 1), -1.0).expand(len(y), h, 1))
+            x = torch.nn.functional.batch_norm(
+                x, self.mean, self.variance, training=True, momentum=0.1, eps=_EPS
+            )
+            weight, bias = self.scale * weight, bias + weight @ self.shift.transpose(1, 2)
+        # Rows of the batch come last, so that a softmax of few categories runs along many of them.
+        logits = torch.addmm(bias.view(-1, 1), weight.view(-1, d), x.T).view(h, c, -1)
+        excess = torch.log_softmax(logits, dim=1)
+        own = y.expand(h, 1, -1)
+        losses = -excess.gather(1, own).mean(dim=2)[:, 0]
+        excess.exp_().scatter_add_(1, own, excess.new_tensor(-1.0).expand_as(own))
         excess /= len(y)
         self._move(x, excess, factor)
         return losses
 
-    def _normalised(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x, dim=0, correction=0)
-        self.mean.lerp_(mean, _NEW)
-        self.variance.lerp_(variance * (len(x) / (len(x) - 1)), _NEW)
-        return (x - mean) * (variance + _EPS).rsqrt()
-
     def _move(self, x: Tensor, excess: Tensor, factor: float) -> None:
-        d, h, c = self.weight.shape
-        flat = excess.view(-1, h * c)
+        total, flat = excess.sum(dim=2, keepdim=True), excess.view(-1, len(x))
         if not self.bn and self.clip == math.inf and self.decay is None:
-            memory = self.velocity[0].view(d, -1)  # adds the gradient as it is made
-            torch.addmm(memory, x.T, flat, beta=self.momentum, out=memory)
-            self.velocity[1].mul_(self.momentum).add_(excess.sum(dim=0))
+            memory = self.velocity[0].view(-1, x.shape[1])  # takes the gradient as it is made
+            torch.addmm(memory, flat, x, beta=self.momentum, out=memory)
+            self.velocity[1].mul_(self.momentum).add_(total)
         else:
-            slopes = self._slopes((x.T @ flat).view(d, h, c), excess.sum(dim=0, keepdim=True))
-            norm = torch.stack([slope.square().sum(dim=(0, 2)) for slope in slopes]).sum(dim=0)
-            kept = (self.clip / (norm.sqrt() + 1e-6)).clamp(max=1.0)[:, None]
+            slopes = self._slopes((flat @ x).view_as(self.weight), total)
+            norms = [torch.linalg.vector_norm(slope, dim=(1, 2)) for slope in slopes]
+            norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+            kept = (self.clip / (norm + 1e-6)).clamp(max=1.0)[:, None, None]
             for memory, slope, one in zip(self.velocity, slopes, self.parameters, strict=True):
                 memory.mul_(self.momentum).addcmul_(slope, kept)
                 if self.decay is not None:
@@ -171,23 +167,23 @@ class _Group:
             one.addcmul_(memory, self.lr, value=-factor)
 
     def _slopes(self, product: Tensor, total: Tensor) -> list[Tensor]:
-        """Gradients of all parameters from x'r (d, h, c) and the sum of r (1, h, c)."""
+        """Gradients of all parameters from r'x (h, c, d) and the sum of r (h, c, 1)."""
         if not self.bn:
             return [product, total]
         return [
-            self.scale * product + self.shift * total,
+            torch.addcmul(self.scale * product, total, self.shift),
             total,
-            (self.weight * product).sum(dim=2, keepdim=True),
-            (self.weight * total).sum(dim=2, keepdim=True),
+            (self.weight * product).sum(dim=1, keepdim=True),
+            total.transpose(1, 2) @ self.weight,
         ]
 
     def trained(self) -> list[TrainedHead]:
         """Its heads, in order."""
         found = []
-        for i in range(self.weight.shape[1]):
-            head = TrainedHead(self.weight[:, i].T.contiguous(), self.bias[0, i].clone())
+        for i, (weight, bias) in enumerate(zip(self.weight, self.bias, strict=True)):
+            head = TrainedHead(weight.clone(), bias[:, 0].clone())
             if self.bn:
-                scale, shift = self.scale[:, i, 0].clone(), self.shift[:, i, 0].clone()
+                scale, shift = self.scale[i, 0].clone(), self.shift[i, 0].clone()
                 head = replace(
                     head, mean=self.mean, variance=self.variance, scale=scale, shift=shift
                 )

@@ -11,9 +11,10 @@ demo: .venv/installed
 study: .venv/installed
 	$(BIN)/python pipelines/tiny.py --whole
 
-# Two processes, a file of tests each; one thread in each, since they share the cores.
+# Two processes, a file of tests each, whole studies first; one thread in each, since they share the
+# cores.
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -123,18 +123,9 @@ def dry_run(study: Study, arguments: argparse.Namespace) -> int:
         cells = models * len(study.trained_on) * len(study.trainings) * seeds
         print(
             f"finetune: {models} models, {len(study.trained_on)} datasets, "
-            f"{len(study.trainings)} protocols, {seeds} seeds: {cells:,} trainings at most, of "
-            f"{models * seeds * images_trained_on(study):,} images through a network"
+            f"{len(study.trainings)} protocols, {seeds} seeds: {cells:,} trainings at most"
         )
     return 0
-
-
-def images_trained_on(study: Study) -> int:
-    """Most images that go through one model in all its trainings, by the published sizes."""
-    known = featstore.datasets.catalogue()
-    sizes = [known[name.partition("@")[0]].n_images["train"] for name in study.trained_on]
-    trainings = [featstore.finetuning.get(name) for name in study.trainings]
-    return sum(training.images(size) for training in trainings for size in sizes)
 
 
 STORE, RESULTS = "features.zarr", "results"  # below --out

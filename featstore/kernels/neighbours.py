@@ -1,12 +1,10 @@
-"""Exact nearest neighbours of one block of a bank, the merge of such lists, and their votes."""
+"""Exact nearest neighbours of one block of a bank, and the merge of such lists."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import array_api_compat
-import numpy as np
 
 from featstore.backend import Array, strip_size
 from featstore.kernels import cuda_neighbours
@@ -257,130 +255,3 @@ def _best(value: Array, index: Array, k: int, metric: str, xp: Any) -> Neighbour
     order = xp.argsort(value if metric == "euclidean" else -value, axis=1)
     order = order[:, : min(k, value.shape[1])]
     return xp.take_along_axis(value, order, axis=1), xp.take_along_axis(index, order, axis=1)
-
-
-def inverse_distance_weights(distance: Array, *, xp: Any) -> Array:
-    """Vote weight 1 / distance; where a distance is 0, those of 0 get 1 and the others 0.
-
-    Parameters
-    ----------
-    distance : (q, k) float64, none negative
-    xp : array namespace of `distance`
-
-    Returns
-    -------
-    weights : (q, k) float64, as scikit-learn's `weights="distance"`
-    """
-    exact = distance == 0
-    inverse = 1.0 / xp.where(exact, xp.ones_like(distance), distance)
-    hit = xp.any(exact, axis=1, keepdims=True)
-    return xp.where(hit, xp.astype(exact, distance.dtype), inverse)
-
-
-def softmax_weights(similarity: Array, *, temperature: float, xp: Any) -> Array:
-    """Vote weight exp(similarity / temperature), divided by that of the row's best neighbour.
-
-    A common factor changes no vote; this one keeps the exponential from overflowing.
-    Source: Wu et al., *Unsupervised Feature Learning via Non-Parametric Instance Discrimination*
-    (CVPR 2018), section 3.4, as DINO's kNN evaluation runs it.
-
-    Parameters
-    ----------
-    similarity : (q, k) floating
-    temperature : above 0; DINO's is 0.07
-    xp : array namespace of `similarity`
-
-    Returns
-    -------
-    weights : (q, k), in 0..1
-    """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
-    return xp.exp((similarity - xp.max(similarity, axis=1, keepdims=True)) / temperature)
-
-
-def votes(labels: Array, weights: Array, *, n_categories: int, xp: Any) -> Array:
-    """Sum of the neighbours' weights for each category; the first largest one is the prediction.
-
-    Parameters
-    ----------
-    labels : (q, k) integer, each in 0..n_categories-1: the neighbours' categories
-    weights : (q, k) floating
-    n_categories : number of categories c
-    xp : array namespace of both arrays
-
-    Returns
-    -------
-    total : (q, c) in the dtype of `weights`; `argmax` settles ties by the lower category
-    """
-    if array_api_compat.is_numpy_namespace(xp):  # it adds in the order of the neighbours as well
-        rows = np.arange(len(labels))[:, None] * n_categories
-        flat = np.bincount(
-            (rows + labels).ravel(), weights.ravel(), minlength=len(labels) * n_categories
-        )
-        return flat.reshape(len(labels), n_categories).astype(weights.dtype, copy=False)
-    categories = xp.arange(n_categories, dtype=labels.dtype)[None, :]
-    total = xp.zeros((labels.shape[0], n_categories), dtype=weights.dtype)
-    for j in range(labels.shape[1]):  # neighbour by neighbour: (q, k, c) at once would not fit
-        chosen = xp.astype(labels[:, j : j + 1] == categories, weights.dtype)
-        total += chosen * weights[:, j : j + 1]
-    return total
-
-
-def winners(labels: np.ndarray, weights: np.ndarray, *, ks: Sequence[int]) -> np.ndarray:
-    """Predictions for several k at once, from lists sorted by nearness.
-
-    A category's votes after each of its neighbours are running sums, so what wins among the first k
-    is the largest of their first k, and the number of categories costs nothing. Ties, up to a
-    relative 1e-12 of rounding: the lower category.
-
-    Parameters
-    ----------
-    labels : (q, m) integer from 0, below 2**40: the neighbours' categories
-    weights : (q, m) floating; the first of each row above 0, and none negative
-    ks : each in 1..m
-
-    Returns
-    -------
-    predicted : (q, len(ks)) int64
-
-    Raises
-    ------
-    ValueError
-        A k is out of range.
-    """
-    count, m = labels.shape
-    if not ks or min(ks) < 1 or max(ks) > m:
-        raise ValueError(f"ks must lie in 1..{m} (neighbours in a list), got {list(ks)}")
-    found = np.empty((count, len(ks)), np.int64)
-    step = max(1, 2**18 // m)  # so that what is made of some rows stays in a core's cache
-    for start in range(0, count, step):
-        rows = slice(start, start + step)
-        found[rows] = _winners(labels[rows], weights[rows], ks)
-    return found
-
-
-def _winners(labels: np.ndarray, weights: np.ndarray, ks: Sequence[int]) -> np.ndarray:
-    m = labels.shape[1]
-    bits = max(1, int(m - 1).bit_length())
-    small = int(labels.max(initial=0)) < 2 ** (31 - bits)
-    key: np.ndarray = labels.astype(np.uint32 if small else np.uint64)
-    key = np.left_shift(key, bits) | np.arange(m, dtype=key.dtype)
-    key.sort(axis=1)  # by category, then by nearness
-    place = (key & (2**bits - 1)).astype(np.int64)
-    category = key >> bits
-    total = np.cumsum(np.take_along_axis(weights, place, 1), axis=1, dtype=np.float64)
-    first = np.ones(labels.shape, bool)
-    first[:, 1:] = category[:, 1:] != category[:, :-1]
-    begun = np.maximum.accumulate(np.where(first, np.arange(m), 0), axis=1)
-    before = np.concatenate([np.zeros((len(total), 1)), total[:, :-1]], axis=1)
-    running = np.empty(labels.shape)
-    np.put_along_axis(running, place, total - np.take_along_axis(before, begun, 1), 1)
-    predicted = np.empty((len(labels), len(ks)), np.int64)
-    for column, k in enumerate(ks):
-        some = running[:, :k]
-        # What is subtracted above leaves a rounding of the sum of all weights.
-        most = some.max(axis=1) - 1e-12 * total[:, -1]
-        tied = np.where(some >= most[:, None], labels[:, :k], np.iinfo(labels.dtype).max)
-        predicted[:, column] = tied.min(axis=1)
-    return predicted

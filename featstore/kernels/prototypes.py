@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
 from featstore.backend import Array, strip_size
+from featstore.kernels.pairs import pair_dots
 
 
 def episode_accuracies(features: Array, drawn: Array, *, support: int, xp: Any) -> Array:
@@ -64,7 +63,6 @@ def episode_accuracies(features: Array, drawn: Array, *, support: int, xp: Any) 
 
 def _fused(features: np.ndarray, drawn: np.ndarray, support: int) -> np.ndarray:
     """The same, by torch's gathering mean and its product at chosen places of a matrix."""
-    _sparse()
     episodes, ways, size = drawn.shape
     queries = ways * (size - support)
     x = torch.from_numpy(features)
@@ -79,15 +77,8 @@ def _fused(features: np.ndarray, drawn: np.ndarray, support: int) -> np.ndarray:
     # In row (episode, category) the places asked for are the episode's queries, so that a query
     # is read from memory once and for the other categories from the cache.
     places = rows[:, None, :, support:].expand(-1, ways, -1, -1).reshape(-1)
-    asked = torch.sparse_csr_tensor(
-        torch.arange(0, len(places) + 1, queries),
-        places,
-        torch.zeros(len(places)),
-        size=(episodes * ways, len(x)),
-        check_invariants=False,
-    )
-    flat = apart.view(episodes * ways, -1)
-    near = torch.sparse.sampled_addmm(asked, flat, x.T, beta=0.0).values()
+    starts = torch.arange(0, len(places) + 1, queries)
+    near = pair_dots(apart.view(episodes * ways, -1), x, starts, places)
     near = near.view(episodes, ways, queries)
     near -= offset[:, :, None]
     _check_near(bool(torch.isfinite(near).all()))
@@ -99,15 +90,6 @@ def _fused(features: np.ndarray, drawn: np.ndarray, support: int) -> np.ndarray:
     own = torch.arange(ways).repeat_interleave(size - support)
     found: np.ndarray = (guess == own).double().mean(dim=1).numpy()
     return found
-
-
-@cache
-def _sparse() -> None:
-    """Lets torch say, once and unheard, that its sparse matrices are in beta."""
-    with warnings.catch_warnings():
-        # Their interface may change, which the tests would show; there is nothing to do about it.
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
-        torch.sparse_csr_tensor([0], [], [], size=(0, 1), check_invariants=False)
 
 
 def _check(features: Array, drawn: Array, support: int, xp: Any) -> None:

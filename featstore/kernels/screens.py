@@ -44,9 +44,6 @@ class Coded:
 class Screen(Protocol):
     """One way to compute rough scores."""
 
-    def lift(self, queries: Coded, tile: Coded) -> np.ndarray | float:
-        """(t,) what it adds to the scores of a tile, so that `bound` need not cover it."""
-
     name: str
     keeps: bool
     """Whether coded tiles are worth keeping: they are smaller than the rows."""
@@ -59,6 +56,9 @@ class Screen(Protocol):
 
     def scores(self, queries: Coded, tile: Coded, out: dict[Any, Any]) -> np.ndarray:
         """(q, t) scores: float32, or bfloat16 as int16; `out` keeps buffers from call to call."""
+
+    def lift(self, queries: Coded, tile: Coded) -> np.ndarray | float:
+        """(t,) what it adds to the scores of a tile, so that `bound` need not cover it."""
 
     def bound(self, queries: Coded, tile: Coded) -> np.ndarray:
         """(q,) float64: no score of the tile is off by more, rounding of the output left aside."""
@@ -166,7 +166,7 @@ class Int8:
     def queries(self, rows: np.ndarray) -> Coded:
         """Rows as its product takes them."""
         most = float(np.abs(rows).max(initial=0.0))
-        scale = most / 127 if most > 0 else 1.0
+        scale = float(np.float32(most / 127)) or 1.0
         codes, error = _integers(torch.from_numpy(rows), torch.tensor(scale, dtype=torch.float32))
         return Coded((codes + 128).to(torch.uint8), None, scale, error, _norms(rows))
 

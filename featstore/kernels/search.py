@@ -1,26 +1,25 @@
 """Nearest neighbours in a whole bank on a CPU: a rough screen, then exact values of what it leaves.
 
 For each query a sample of the bank gives a value that the k-th best very likely exceeds. A screen
-(`screens`) passes over the bank once and keeps what may be above that; single precision and then
-double narrow it down to the k best. What the sample promised is verified, and where it was wrong
+(`screens`) passes over the bank and keeps what may be above that; double precision finds the k best
+among it (`ranking`). What the sample promised is verified, and where it was wrong
 the search is made again with what is known by then, so the result never depends on it.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from featstore.kernels.scale import sum_last
+from featstore.kernels.ranking import Asked, Pairs, best, by_query, values
 from featstore.kernels.screens import Coded, Screen, above, fastest, floats, lowered
 
 _TILE = 1024  # rows of the bank in one product
@@ -28,7 +27,6 @@ _QUERIES = 2560  # queries in one product, and in one pass over the bank
 _SAMPLE = 4096  # rows of the bank that the first guess is made from
 _PAIRS = 6_000_000  # that a pass may keep, at some 30 bytes each
 _U32 = 2.0**-24
-_CLOSE = 1e-4  # squared distances below this share of |q|^2 + |x|^2 are summed from differences
 
 
 @dataclass
@@ -50,7 +48,7 @@ class Bank:
     keep: bool = False
     screen: Screen = field(default_factory=fastest)
     centre: np.ndarray | None = None
-    sample: tuple[list[Coded], int] | None = None
+    sample: list[Coded] = field(default_factory=list)
     coded: dict[int, Coded] = field(default_factory=dict)
 
     @classmethod
@@ -94,7 +92,6 @@ def search(bank: Bank, queries: np.ndarray, *, k: int) -> tuple[np.ndarray, np.n
     if not len(queries):
         return value, index
     _prepare(bank)
-    _csr_without_warnings()
     # Alike in size, so that one scale serves a block.
     order = np.argsort(np.abs(queries).max(axis=1), kind="stable")
 
@@ -125,18 +122,9 @@ def _threads() -> Iterator[tuple[Callable[..., Any], int]]:
     torch.set_num_threads(threads)  # what a thread of the pool set may count for all
 
 
-@cache
-def _csr_without_warnings() -> None:
-    """Spend torch's one warning a process that its sparse matrices may change, which all get."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        one = np.zeros((1, 1), np.float32)
-        _dots(one, one, np.zeros(1, np.int32), np.zeros(1, np.int32))
-
-
 def _prepare(bank: Bank) -> None:
     """Centre and sample, once for a bank."""
-    if bank.sample is not None:
+    if bank.sample:
         return
     n, blocks = len(bank), list(range(len(bank.sizes)))
     if n > 16 * _SAMPLE and len(blocks) > 16:  # a bank on a disk is not read twice for a sample
@@ -145,8 +133,7 @@ def _prepare(bank: Bank) -> None:
     rows = np.concatenate([bank.read(i)[::step] for i in blocks])
     bank.centre = _unit(rows, bank.metric).mean(axis=0, dtype=np.float64).astype(np.float32)
     x = _centred(rows, bank)
-    tiles = [_code(bank, x[i : i + _TILE]) for i in range(0, len(x), _TILE)]
-    bank.sample = tiles, len(x)
+    bank.sample = [_code(bank, x[i : i + _TILE]) for i in range(0, len(x), _TILE)]
 
 
 def _unit(rows: np.ndarray, metric: str) -> np.ndarray:
@@ -156,12 +143,6 @@ def _unit(rows: np.ndarray, metric: str) -> np.ndarray:
         return rows
     norm = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
     return np.asarray(rows / np.where(norm == 0, 1, norm).astype(rows.dtype)[:, None])
-
-
-def _squares(rows: np.ndarray) -> np.ndarray:
-    """(n,) float64 sums of squares; a row's is the same in whatever block it stands."""
-    wide = rows.astype(np.float64)
-    return np.asarray(sum_last(wide * wide))
 
 
 def _centred(rows: np.ndarray, bank: Bank) -> np.ndarray:
@@ -191,21 +172,6 @@ def _tiles(bank: Bank) -> Iterator[tuple[int, np.ndarray]]:
         first += size
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """What a tile may hold of the best: query and row of the tile (p,), and their score (p,)."""
-
-    first: int
-    query: np.ndarray
-    row: np.ndarray
-    score: np.ndarray
-
-    def where(self, mask: np.ndarray) -> _Pairs:
-        """Some of them."""
-        kept = np.flatnonzero(mask)
-        return _Pairs(self.first, self.query[kept], self.row[kept], self.score[kept])
-
-
 def _search(
     bank: Bank, queries: np.ndarray, k: int, least: np.ndarray | None, wider: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -213,12 +179,11 @@ def _search(
 
     `wider` is by how much to widen the guess where nothing is known.
     """
-    centred = _centred(queries, bank)
-    coded = bank.screen.queries(centred)
+    coded = bank.screen.queries(_centred(queries, bank))
     if least is None:
         least = _guess(bank, coded, k, wider)
     try:
-        pairs, bound = _survivors(bank, centred, coded, least)
+        pairs, bound, longest = _survivors(bank, coded, least)
     except _TooMany as error:
         parts = [
             _search(bank, queries[rows], k, least[rows])
@@ -229,29 +194,26 @@ def _search(
     # Exact values of the k best by score first: none that scores much less than these reach needs
     # one. Scores are rough, but by no more than `bound`.
     count = len(queries)
-    rough = _by_query([one.query for one in pairs], [one.score for one in pairs], count, -np.inf)
+    rough = by_query([one.query for one in pairs], [one.score for one in pairs], count, -np.inf)
     edge = np.full(count, -np.inf)
     if rough.shape[1] > k:
         edge = np.partition(rough, rough.shape[1] - k, axis=1)[:, rough.shape[1] - k]
-    asked = _Asked.of(bank, queries)
+    asked = Asked.of(queries, np.asarray(bank.centre), longest, bank.metric)
     likely = [one.where(one.score >= edge[one.query]) for one in pairs]
-    values = _values(bank, asked, likely)
-    table = _by_query([one.query for one in likely], values, count, np.inf)
-    kth = np.full(count, np.inf)
-    if table.shape[1] >= k:
-        kth = np.partition(table, k - 1, axis=1)[:, k - 1]
-    reached = asked.score(kth, bank)
-    known = reached > -np.inf
+    known = values(asked, _tiles(bank), likely)
+    reached = asked.scores(best(likely, known, count, k)[0][:, -1])
     cut = lowered(reached - bound, bank.screen)
     others = [
         one.where((one.score < edge[one.query]) & (one.score >= cut[one.query])) for one in pairs
     ]
-    value, index = _ranked(likely, values, others, _values(bank, asked, others), count, k)
+    known += values(asked, _tiles(bank), others)
+    value, index = best([*likely, *others], known, count, k)
     # From 0.0, since -0.0 would be another value.
     value = np.sqrt(value) if bank.metric == "euclidean" else 0.0 - value
+    full = reached > -np.inf
     for again, lower, more in (
-        (known & (reached < least), reached, 1),
-        (~known & (least > -np.inf), None, 8 * wider),
+        (full & (reached < least), reached, 1),
+        (~full & (least > -np.inf), None, 8 * wider),
     ):
         redo = np.flatnonzero(again)
         if len(redo):
@@ -265,164 +227,56 @@ def _guess(bank: Bank, coded: Coded, k: int, wider: int) -> np.ndarray:
 
     The number of sampled rows among the k best is hypergeometric, whatever the rows are.
     """
-    tiles, size = bank.sample  # type: ignore[misc]
+    size = sum(len(tile.norm) for tile in bank.sample)
     mean = k * size / len(bank)
     rank = wider * int(np.ceil(mean + 4.8 * np.sqrt(mean) + 1))
     if rank >= size:
         return np.full(len(coded.norm), -np.inf)
     found = [
         floats(bank.screen.scores(coded, tile, {})) - bank.screen.lift(coded, tile)
-        for tile in tiles
+        for tile in bank.sample
     ]
     scores = np.concatenate(found, axis=1).astype(np.float32, copy=False)
     return np.partition(scores, size - rank, axis=1)[:, size - rank].astype(np.float64)
 
 
 def _survivors(
-    bank: Bank, centred: np.ndarray, coded: Coded, least: np.ndarray
-) -> tuple[list[_Pairs], np.ndarray]:
-    """Pairs that may score `least` or more, and (q,) how far off their scores can be."""
+    bank: Bank, coded: Coded, least: np.ndarray
+) -> tuple[list[Pairs], np.ndarray, float]:
+    """Pairs that may score `least` or more; (q,) how far off scores can be; the longest norm."""
     out: dict[Any, Any] = {}
-    pairs: list[_Pairs] = []
-    total, bounds = 0, np.zeros(len(centred))
+    pairs: list[Pairs] = []
+    total, bounds, longest = 0, np.zeros(len(least)), 0.0
     for first, rows in _tiles(bank):
         tile = bank.coded.get(first)
         if tile is None:
             tile = _code(bank, _centred(rows, bank))
             if bank.keep and bank.screen.keeps:
                 bank.coded[first] = tile
-        bound = bank.screen.bound(coded, tile) + _centring(coded, tile)
-        bounds = np.maximum(bounds, bound)
+        bound = bank.screen.bound(coded, tile) + _centring(bank, coded, tile)
+        bounds, longest = np.maximum(bounds, bound), max(longest, float(tile.norm.max()))
         found = bank.screen.scores(coded, tile, out)
         flat = above(found, least - bound, out)
         query, row = np.divmod(flat.astype(np.uint32), np.uint32(len(rows)))
         score = floats(found.ravel()[flat])
-        pairs.append(_Pairs(first, query.view(np.int32), row.view(np.int32), score))
+        pairs.append(Pairs(first, query.view(np.int32), row.view(np.int32), score))
         total += len(flat)
-        if total > _PAIRS and len(centred) > 1:
+        if total > _PAIRS and len(least) > 1:
             share = (first + len(rows)) / len(bank)
             raise _TooMany(max(2, int(total / share / _PAIRS) + 1))
-    return pairs, bounds
+    return pairs, bounds, longest
 
 
-def _centring(coded: Coded, tile: Coded) -> np.ndarray:
-    """(q,) what the rounding of centred rows, and of norms before, can cost a score."""
+def _centring(bank: Bank, coded: Coded, tile: Coded) -> np.ndarray:
+    """(q,) what single precision can cost a score before it is made.
+
+    Centring rounds each number by a unit of it, and offsets are products of what is rounded so with
+    the centre; dividing by a norm rounds rows of length 1 as they are before.
+    """
+    centre = np.linalg.norm(np.asarray(bank.centre, dtype=np.float64))
     norm = tile.norm.max(initial=0.0)
     offset = float(np.abs(tile.offset).max(initial=0.0))
-    return np.asarray(8 * _U32 * (coded.norm * norm + coded.norm + norm + offset))
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """Queries in double precision: as they are, |q|^2, and what their scores lack of values."""
-
-    wide: np.ndarray
-    square: np.ndarray
-    shift: np.ndarray
-
-    @classmethod
-    def of(cls, bank: Bank, queries: np.ndarray) -> _Asked:
-        """Queries as they are asked of a bank."""
-        wide, centre = queries.astype(np.float64), np.asarray(bank.centre, dtype=np.float64)
-        square = _squares(queries)
-        if bank.metric == "euclidean":
-            shift = _squares(wide - centre) / 2
-        else:
-            shift = -(wide @ centre)
-            if bank.metric == "cosine":
-                shift /= np.where(square == 0, 1, np.sqrt(square))
-        return cls(wide, square, shift)
-
-    def score(self, value: np.ndarray, bank: Bank) -> np.ndarray:
-        """(q,) scores of values as `_values` gives them, rounded down."""
-        found = self.shift - value / 2 if bank.metric == "euclidean" else self.shift - value
-        size = np.abs(self.shift) + np.abs(np.where(np.isfinite(value), value, 0))
-        return np.asarray(found - 2.0**-40 * size)
-
-
-def _ranked(
-    likely: Sequence[_Pairs],
-    values: Sequence[np.ndarray],
-    others: Sequence[_Pairs],
-    more: Sequence[np.ndarray],
-    count: int,
-    k: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of each query's pairs by exact values, ties by lower row."""
-    of = [one.query for one in (*likely, *others)]
-    rank = _by_query(of, [*values, *more], count, np.inf)
-    places = [one.row.astype(np.int64) + one.first for one in (*likely, *others)]
-    place = _by_query(of, places, count, 2**62)
-    if rank.shape[1] < k:  # of queries that are asked again
-        short = ((0, 0), (0, k - rank.shape[1]))
-        rank = np.pad(rank, short, constant_values=np.inf)
-        place = np.pad(place, short, constant_values=2**62)
-    order = np.argsort(rank, axis=1, kind="stable")
-    rank, place = (np.take_along_axis(one, order, 1) for one in (rank, place))
-    order = _tied(rank, place)[:, :k]
-    return np.take_along_axis(rank, order, 1), np.take_along_axis(place, order, 1)
-
-
-def _tied(rank: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """Order (q, m) that puts equal neighbours in a sorted list in the order of their rows."""
-    order = np.broadcast_to(np.arange(rank.shape[1]), rank.shape).copy()
-    wrong = (rank[:, 1:] == rank[:, :-1]) & (place[:, 1:] < place[:, :-1])
-    for query in np.flatnonzero(wrong.any(axis=1)):
-        order[query] = np.lexsort((place[query], rank[query]))
-    return order
-
-
-def _values(bank: Bank, asked: _Asked, pairs: Sequence[_Pairs]) -> list[np.ndarray]:
-    """Of each tile (p,) squared distances or negated similarities in double precision."""
-    found = []
-    for one, (_, rows) in zip(pairs, _tiles(bank), strict=True):
-        query, row = one.query, one.row
-        if not len(query):
-            found.append(np.empty(0))
-            continue
-        x = rows.astype(np.float64)
-        value = -_dots(asked.wide, x, query, row)
-        if bank.metric != "inner":
-            square = np.asarray(sum_last(x * x))
-        if bank.metric == "cosine":
-            size = np.sqrt(asked.square[query] * square[row])
-            value /= np.where(size == 0, 1, size)
-        if bank.metric == "euclidean":
-            both = asked.square[query] + square[row]
-            value = both + 2 * value
-            close = np.flatnonzero(value < _CLOSE * both)
-            for some in np.array_split(close, len(close) * x.shape[1] // 2**20 + 1):
-                apart = asked.wide[query[some]] - x[row[some]]
-                value[some] = sum_last(apart * apart)
-        found.append(value)
-    return found
-
-
-def _dots(queries: np.ndarray, rows: np.ndarray, query: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """(p,) products of pairs of rows, `query` ascending; nothing is gathered into memory."""
-    starts = np.zeros(len(queries) + 1, np.int64)
-    np.cumsum(np.bincount(query, minlength=len(queries)), out=starts[1:])
-    q, x = torch.from_numpy(queries), torch.from_numpy(rows)
-    wanted = torch.sparse_csr_tensor(
-        torch.from_numpy(starts),
-        torch.from_numpy(row.astype(np.int64)),
-        torch.zeros(len(row), dtype=q.dtype),
-        size=(len(queries), len(rows)),
-        check_invariants=False,
-    )
-    found: np.ndarray = torch.sparse.sampled_addmm(wanted, q, x.T, beta=0.0).values().numpy()
-    return found
-
-
-def _by_query(
-    queries: Sequence[np.ndarray], values: Sequence[np.ndarray], count: int, blank: float
-) -> np.ndarray:
-    """(count, longest) values of each query in the order in which they come, then blanks."""
-    counts = np.stack([np.bincount(one, minlength=count) for one in queries])
-    before = np.cumsum(counts, axis=0) - counts
-    table = np.full((count, max(1, int(counts.sum(axis=0).max()))), blank, values[0].dtype)
-    for one, value, own, start in zip(queries, values, counts, before, strict=True):
-        first = np.cumsum(own) - own
-        place = np.arange(len(one)) + np.repeat(start - first, own)
-        table[one, place] = value
-    return table
+    apart = (1.0 + centre) * (coded.norm + norm)
+    if bank.metric == "cosine":
+        apart += centre
+    return np.asarray(8 * _U32 * (coded.norm * norm + apart + offset))

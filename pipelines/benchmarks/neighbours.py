@@ -68,12 +68,12 @@ def against_scikit_learn(n: int, q: int, d: int) -> Row:
     """As the study calls it, to predictions."""
     x, y = clusters(n, d, 100, apart=0.3)
     z, _ = clusters(q, d, 100, apart=0.3, seed=1)
-    neighbours = kernels.neighbours
+    votes = kernels.votes
 
     def ours() -> None:
         value, index = kernels.search.search(kernels.search.Bank.of_array(x, "euclidean"), z, k=20)
-        weights = neighbours.inverse_distance_weights(value, xp=_namespace())
-        neighbours.winners(y[index], weights, ks=[20])
+        weights = votes.inverse_distance_weights(value, xp=_namespace())
+        votes.winners(y[index], weights, ks=[20])
 
     def theirs() -> None:
         KNeighborsClassifier(20, weights="distance").fit(x, y).predict(z)
@@ -89,7 +89,7 @@ def _namespace() -> object:
     return xp
 
 
-def votes(q: int, categories: int, repeats: int) -> Row:
+def predictions(q: int, categories: int, repeats: int) -> Row:
     """Predictions of 7 k and 3 weightings from lists of 200."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, categories, (q, 200))
@@ -99,7 +99,7 @@ def votes(q: int, categories: int, repeats: int) -> Row:
 
     def ours() -> None:
         for weights in weightings:
-            kernels.neighbours.winners(labels, weights, ks=ks)
+            kernels.votes.winners(labels, weights, ks=ks)
 
     def theirs() -> None:
         rows = np.arange(q)[:, None] * categories
@@ -157,14 +157,14 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
             larger_than_memory(20_000, 50, 32, 10),
             *against_faiss(3000, 200, 64, 20, 1),
             against_scikit_learn(2000, 200, 32),
-            votes(200, 50, 1),
+            predictions(200, 50, 1),
         ]
     return [
         larger_than_memory(1_281_167, 2000, 2048, 200),  # first, so that it alone holds memory
         *against_faiss(50_000, 10_000, 768, 200, 3),
         *against_faiss(50_000, 10_000, 2048, 200, 1),
         against_scikit_learn(50_000, 10_000, 768),
-        votes(10_000, 1000, 3),
+        predictions(10_000, 1000, 3),
     ]
 
 

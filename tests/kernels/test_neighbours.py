@@ -11,14 +11,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from featstore.backend import to_host
 from featstore.kernels import neighbours
-from featstore.kernels.neighbours import (
-    inverse_distance_weights,
-    merge_nearest,
-    nearest,
-    softmax_weights,
-    votes,
-    winners,
-)
+from featstore.kernels.neighbours import merge_nearest, nearest
+from featstore.kernels.votes import inverse_distance_weights, votes
 
 
 def reference(bank, queries, k, metric):
@@ -207,73 +201,3 @@ def test_predictions_are_those_of_scikit_learn(xp, kind):
         queries = bank[rng.permutation(300)[:200]]
     model = KNeighborsClassifier(20, weights="distance", algorithm="brute").fit(bank, labels)
     np.testing.assert_array_equal(predictions(bank, labels, queries, xp), model.predict(queries))
-
-
-def test_an_exact_hit_takes_the_whole_vote(xp):
-    distance = xp.asarray([[0.0, 0.0, 2.0], [1.0, 2.0, 4.0]], dtype=xp.float64)
-    weights = to_host(inverse_distance_weights(distance, xp=xp))
-    np.testing.assert_array_equal(weights, [[1, 1, 0], [1, 0.5, 0.25]])
-
-
-def test_softmax_weights_are_exponentials_that_cannot_overflow(xp):
-    similarity = np.random.default_rng(7).uniform(-1, 1, size=(6, 9))
-    weights = to_host(softmax_weights(xp.asarray(similarity), temperature=0.07, xp=xp))
-    plain = np.exp(similarity / 0.07)
-    np.testing.assert_allclose(
-        weights / weights.sum(axis=1, keepdims=True), plain / plain.sum(axis=1, keepdims=True)
-    )
-    sharp = to_host(softmax_weights(xp.asarray(similarity), temperature=1e-5, xp=xp))
-    np.testing.assert_allclose(sharp.sum(axis=1), 1)
-    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
-        softmax_weights(xp.asarray(similarity), temperature=0, xp=xp)
-
-
-def test_votes_are_sums_per_category(xp):
-    rng = np.random.default_rng(8)
-    labels, weights = rng.integers(0, 7, size=(30, 12)), rng.random((30, 12))
-    total = votes(xp.asarray(labels), xp.asarray(weights), n_categories=7, xp=xp)
-    expected = [
-        np.bincount(label, weights=weight, minlength=7)
-        for label, weight in zip(labels, weights, strict=True)
-    ]
-    np.testing.assert_allclose(to_host(total), expected)
-
-
-def test_a_tied_vote_goes_to_the_lower_category(xp):
-    labels, weights = xp.asarray([[3, 1, 1, 3]]), xp.asarray([[0.5, 0.25, 0.75, 0.5]])
-    assert int(xp.argmax(votes(labels, weights, n_categories=4, xp=xp), axis=1)[0]) == 1
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    seed=st.integers(0, 10**6),
-    m=st.integers(1, 40),
-    categories=st.integers(1, 30),
-    kind=st.sampled_from(["uniform", "halves", "continuous"]),
-)
-def test_winners_are_the_first_largest_sums_of_votes(seed, m, categories, kind):
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, categories, size=(25, m))
-    weights = {
-        "uniform": np.ones((25, m)),
-        "halves": rng.integers(1, 5, size=(25, m)) / 2,  # sums are exact, and often tied
-        "continuous": rng.random((25, m)),
-    }[kind]
-    ks = sorted({1, m // 2 + 1, m})
-    predicted = winners(labels, weights, ks=ks)
-    for column, k in enumerate(ks):
-        for row in range(25):
-            total = np.bincount(labels[row, :k], weights[row, :k], minlength=categories)
-            assert predicted[row, column] == total.argmax()
-
-
-def test_winners_of_exact_hits_and_of_many_categories():
-    distance = np.array([[0.0, 0.0, 1.0], [1.0, 1.0, 2.0]])
-    weights = inverse_distance_weights(distance, xp=array_api_compat.numpy)
-    labels = np.array([[2**33 + 1, 2**33, 7], [9, 8, 8]])
-    np.testing.assert_array_equal(
-        winners(labels, weights, ks=[1, 2, 3]), [[2**33 + 1, 2**33, 2**33], [9, 8, 8]]
-    )
-    for ks in ([0], [4], []):
-        with pytest.raises(ValueError, match=r"ks must lie in 1\.\.3 \(neighbours in a list\)"):
-            winners(labels, weights, ks=ks)

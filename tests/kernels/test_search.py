@@ -107,10 +107,10 @@ def test_degenerate_banks_stay_exact_and_within_memory(screen, metric, kind, mon
         bank = bank[np.argsort(bank[:, 0])]
         queries[:20, 0] += 5
     kept = []
-    counted = search._by_query
+    counted = search.by_query
     monkeypatch.setattr(
         search,
-        "_by_query",
+        "by_query",
         lambda of, *more: (kept.append(sum(map(len, of))), counted(of, *more))[1],
     )
     value, index = search.search(Bank.of_array(bank, metric, screen=screen), queries, k=30)
@@ -226,3 +226,14 @@ def test_threads_are_given_back():
     before = torch.get_num_threads()
     search.search(Bank.of_array(blobs(500, 8), "inner"), blobs(20, 8, seed=1), k=3)
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_large_common_part_of_single_precision_rows_loses_no_neighbour(screen, metric):
+    # The offset that an inner product has of the centre is a sum of terms that cancel.
+    rng = np.random.default_rng(12)
+    common = rng.choice([-1.0, 1.0], 32) * 3000
+    bank = (common + rng.normal(size=(3000, 32))).astype(np.float32)
+    queries = (common + rng.normal(size=(50, 32))).astype(np.float32)
+    found = search.search(Bank.of_array(bank, metric, screen=screen), queries, k=25)
+    check(found, bank, queries, 25, metric)

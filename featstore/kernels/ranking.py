@@ -1,0 +1,153 @@
+"""Exact values of the pairs that a screen leaves, and the best of them for each query."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from featstore.kernels.pairs import pair_dots
+from featstore.kernels.scale import sum_last
+
+_CLOSE = 1e-4  # squared distances below this share of |q|^2 + |x|^2 are summed from differences
+_NOWHERE = 2**62  # stands where there is no row
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What a tile may hold of the best.
+
+    Attributes
+    ----------
+    first : row of the bank at which the tile begins
+    query : (p,) int32, ascending ; row : (p,) int32 of the tile, ascending for each query
+    score : (p,) float32, rough
+    """
+
+    first: int
+    query: np.ndarray
+    row: np.ndarray
+    score: np.ndarray
+
+    def where(self, mask: np.ndarray) -> Pairs:
+        """Some of them."""
+        kept = np.flatnonzero(mask)
+        return Pairs(self.first, self.query[kept], self.row[kept], self.score[kept])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Queries in double precision, and what connects their scores with values.
+
+    Attributes
+    ----------
+    wide : (q, d) as they are ; square : (q,) their squared norms
+    shift : (q,) score less the value that it stands for, or less minus half a squared distance
+    rounding : (q,) more than what float64 costs shift and values together
+    """
+
+    metric: str
+    wide: np.ndarray
+    square: np.ndarray
+    shift: np.ndarray
+    rounding: np.ndarray
+
+    @classmethod
+    def of(cls, queries: np.ndarray, centre: np.ndarray, longest: float, metric: str) -> Asked:
+        """Queries (q, d) of a bank whose rows are centred by `centre` (d,), then `longest` long."""
+        wide, centre = queries.astype(np.float64), centre.astype(np.float64)
+        square = squares(queries)
+        size = np.sqrt(square)
+        shift = squares(wide - centre) / 2 if metric == "euclidean" else -(wide @ centre)
+        if metric == "cosine":
+            size = np.where(square == 0, 1, size)
+            shift, size = shift / size, np.ones_like(size)
+        apart = np.sqrt(squares(centre[None]))[0]
+        # A sum of d products is off by d units of |q| |x|, a norm by less.
+        units = (2 * queries.shape[1] + 64) * 2.0**-53
+        return cls(metric, wide, square, shift, units * (size + apart + longest) ** 2)
+
+    def scores(self, value: np.ndarray) -> np.ndarray:
+        """(q,) scores, rounded down, of values as `values` gives them."""
+        found = self.shift - (value / 2 if self.metric == "euclidean" else value)
+        return np.asarray(found - self.rounding)
+
+
+def values(
+    asked: Asked, tiles: Iterable[tuple[int, np.ndarray]], pairs: Sequence[Pairs]
+) -> list[np.ndarray]:
+    """Of each tile (p,) squared distances or negated similarities, each from its two rows alone."""
+    found = []
+    for one, (_, rows) in zip(pairs, tiles, strict=True):
+        query, row = one.query, one.row
+        if not len(query):
+            found.append(np.empty(0))
+            continue
+        x = rows.astype(np.float64)
+        value = -_dots(asked.wide, x, query, row)
+        if asked.metric != "inner":
+            square = squares(x)
+        if asked.metric == "cosine":
+            size = np.sqrt(asked.square[query] * square[row])
+            value /= np.where(size == 0, 1, size)
+        if asked.metric == "euclidean":
+            both = asked.square[query] + square[row]
+            value = both + 2 * value
+            close = np.flatnonzero(value < _CLOSE * both)
+            for some in np.array_split(close, len(close) * x.shape[1] // 2**20 + 1):
+                apart = asked.wide[query[some]] - x[row[some]]
+                value[some] = sum_last(apart * apart)
+        found.append(value)
+    return found
+
+
+def squares(rows: np.ndarray) -> np.ndarray:
+    """(n,) float64 sums of squares; a row's is the same in whatever block it stands."""
+    wide = rows.astype(np.float64)
+    return np.asarray(sum_last(wide * wide))
+
+
+def best(
+    pairs: Sequence[Pairs], found: Sequence[np.ndarray], count: int, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k lowest of each query's values (count, k) and their rows, ties by lower row.
+
+    Of fewer pairs than k the rest is infinite.
+    """
+    of = [one.query for one in pairs]
+    rank = by_query(of, found, count, np.inf)
+    place = by_query(of, [one.row.astype(np.int64) + one.first for one in pairs], count, _NOWHERE)
+    short = ((0, 0), (0, max(0, k - rank.shape[1])))
+    rank = np.pad(rank, short, constant_values=np.inf)
+    place = np.pad(place, short, constant_values=_NOWHERE)
+    order = np.argsort(rank, axis=1, kind="stable")
+    rank, place = (np.take_along_axis(one, order, 1) for one in (rank, place))
+    # Rows do not ascend among all pairs, so equal values may stand in another order than theirs.
+    wrong = (rank[:, 1:] == rank[:, :-1]) & (place[:, 1:] < place[:, :-1])
+    for query in np.flatnonzero(wrong.any(axis=1)):
+        again = np.lexsort((place[query], rank[query]))
+        rank[query], place[query] = rank[query, again], place[query, again]
+    return rank[:, :k], place[:, :k]
+
+
+def by_query(
+    queries: Sequence[np.ndarray], values: Sequence[np.ndarray], count: int, blank: float
+) -> np.ndarray:
+    """(count, longest) values of each query in the order in which they come, then blanks."""
+    counts = np.stack([np.bincount(one, minlength=count) for one in queries])
+    before = np.cumsum(counts, axis=0) - counts
+    table = np.full((count, max(1, int(counts.sum(axis=0).max()))), blank, values[0].dtype)
+    for one, value, own, start in zip(queries, values, counts, before, strict=True):
+        first = np.cumsum(own) - own
+        place = np.arange(len(one)) + np.repeat(start - first, own)
+        table[one, place] = value
+    return table
+
+
+def _dots(queries: np.ndarray, rows: np.ndarray, query: np.ndarray, row: np.ndarray) -> np.ndarray:
+    starts = np.zeros(len(queries) + 1, np.int64)
+    np.cumsum(np.bincount(query, minlength=len(queries)), out=starts[1:])
+    tensors = (torch.from_numpy(one) for one in (queries, rows, starts, row.astype(np.int64)))
+    return np.asarray(pair_dots(*tensors).numpy())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -70,7 +70,7 @@ class Search:
             return search(bank, self._read_all(task.test, "test"), k=k)
         if array_api_compat.is_cupy_namespace(xp) and k <= cuda_neighbours.MOST_K:
             value, index = cuda_neighbours.nearest_cuda(
-                self._read_all(task.train, "train"),
+                _Rows(task.train.sizes, self._reader(task.train, "train"), task.train.width),
                 self._read_all(task.test, "test"),
                 k=k,
                 metric=self.metric,
@@ -109,6 +109,20 @@ class Search:
     def _read_all(self, data: Data, name: str) -> np.ndarray:
         read = self._reader(data, name)
         return np.concatenate([read(i) for i in range(len(data.blocks))])
+
+
+class _Rows:
+    """Rows of all blocks as one array, of which a slice reads what it needs."""
+
+    def __init__(self, sizes: Sequence[int], read: Callable[[int], np.ndarray], width: int) -> None:
+        self.edges, self.read = np.cumsum([0, *sizes]), read
+        self.shape, self.dtype = (int(self.edges[-1]), width), read(0).dtype
+
+    def __getitem__(self, span: slice) -> np.ndarray:
+        first = int(np.searchsorted(self.edges, span.start, side="right")) - 1
+        last = int(np.searchsorted(self.edges, span.stop, side="left"))
+        rows = np.concatenate([self.read(i) for i in range(first, last)])
+        return rows[span.start - self.edges[first] : span.stop - self.edges[first]]
 
 
 def _search_block(

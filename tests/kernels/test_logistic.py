@@ -1,7 +1,6 @@
 """Fits of logistic regression against scikit-learn, and the laws of a path of them."""
 
 from functools import partial
-from itertools import pairwise
 
 import array_api_compat.numpy
 import numpy as np
@@ -13,24 +12,9 @@ from featstore.backend import to_host
 from featstore.kernels.descent import Basis
 from featstore.kernels.host_rows import HostRows
 from featstore.kernels.logistic import fit_logistic, fit_logistic_path
-from featstore.kernels.softmax import predict_log_proba, softmax_loss, softmax_sums
+from featstore.kernels.softmax import predict_log_proba, softmax_sums
 
-
-def problem(n=200, d=12, c=4, scale=0.6):
-    rng = np.random.default_rng(0)
-    labels = rng.permutation(np.arange(n) % c)
-    return rng.normal(size=(c, d))[labels] * scale + rng.normal(size=(n, d)) + 0.5, labels
-
-
-def evaluate(weight, features, labels, xp, cuts=()):
-    """What a caller of the fit does: the kernel over blocks, summed on the host."""
-    loss, gradient = 0.0, np.zeros_like(weight)
-    edges = [0, *cuts, len(features)]
-    for a, b in pairwise(edges):
-        block = (xp.asarray(array) for array in (weight, features[a:b], labels[a:b]))
-        part = softmax_loss(*block, xp=xp)
-        loss, gradient = loss + float(part[0]), gradient + to_host(part[1])
-    return loss, gradient
+from .conftest import evaluate, problem
 
 
 def scikit_objective(features, labels, penalty, c, **solver):

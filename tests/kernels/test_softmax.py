@@ -1,5 +1,3 @@
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from scipy.optimize import approx_fprime
@@ -13,6 +11,8 @@ from featstore.kernels.softmax import (
     softmax_loss,
 )
 
+from .conftest import evaluate, problem
+
 
 def reference_loss(weight, features, labels):
     """Summed cross-entropy by scikit-learn; shares no code with the kernel."""
@@ -20,23 +20,6 @@ def reference_loss(weight, features, labels):
     odds = np.exp(features @ weight[:-1] + weight[-1])
     share = odds / odds.sum(axis=1, keepdims=True)
     return log_loss(labels, share, normalize=False, labels=range(4))
-
-
-def problem(n=200, d=12, c=4, scale=0.6):
-    rng = np.random.default_rng(0)
-    labels = rng.permutation(np.arange(n) % c)
-    return rng.normal(size=(c, d))[labels] * scale + rng.normal(size=(n, d)) + 0.5, labels
-
-
-def evaluate(weight, features, labels, xp, cuts=()):
-    """What a caller of the fit does: the kernel over blocks, summed on the host."""
-    loss, gradient = 0.0, np.zeros_like(weight)
-    edges = [0, *cuts, len(features)]
-    for a, b in pairwise(edges):
-        block = (xp.asarray(array) for array in (weight, features[a:b], labels[a:b]))
-        part = softmax_loss(*block, xp=xp)
-        loss, gradient = loss + float(part[0]), gradient + to_host(part[1])
-    return loss, gradient
 
 
 @pytest.mark.parametrize("cuts", [[], [1], [17, 39]])

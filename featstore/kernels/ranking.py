@@ -76,11 +76,17 @@ class Asked:
 
 
 def values(
-    asked: Asked, tiles: Iterable[tuple[int, np.ndarray]], pairs: Sequence[Pairs]
+    asked: Asked,
+    tiles: Iterable[tuple[int, np.ndarray]],
+    pairs: Sequence[Pairs],
+    known: dict[int, np.ndarray],
 ) -> list[np.ndarray]:
-    """Of each tile (p,) squared distances or negated similarities, each from its two rows alone."""
+    """Of each tile (p,) squared distances or negated similarities, each from its two rows alone.
+
+    Squared norms of rows are kept in `known`, by the first row of their tile.
+    """
     found = []
-    for one, (_, rows) in zip(pairs, tiles, strict=True):
+    for one, (first, rows) in zip(pairs, tiles, strict=True):
         query, row = one.query, one.row
         if not len(query):
             found.append(np.empty(0))
@@ -88,7 +94,9 @@ def values(
         x = rows.astype(np.float64)
         value = -_dots(asked.wide, x, query, row)
         if asked.metric != "inner":
-            square = squares(x)
+            if first not in known:
+                known[first] = squares(x)
+            square = known[first]
         if asked.metric == "cosine":
             size = np.sqrt(asked.square[query] * square[row])
             value /= np.where(size == 0, 1, size)

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from featstore.kernels.screens import Coded, Screen, above, fastest, floats, low
 _TILE = 1024  # rows of the bank in one product
 _QUERIES = 2560  # queries in one product, and in one pass over the bank
 _SAMPLE = 4096  # rows of the bank that the first guess is made from
+_KEPT = 2**28  # bytes of coded rows that one search makes once for all of its queries
 _PAIRS = 6_000_000  # that a pass may keep, at some 30 bytes each
 _U32 = 2.0**-24
 
@@ -37,8 +39,8 @@ class Bank:
     ----------
     sizes : rows of each block ; read : gives block i, (sizes[i], d) floating and finite
     metric : `euclidean`, `cosine` or `inner`
-    keep : whether to keep what a screen takes of the bank, for the next queries: d or 2 d bytes a
-        row, where the screen is rougher than float32
+    keep : whether to keep what a screen takes of the bank for the next queries, however large it
+        is: d or 2 d bytes a row, where the screen is rougher than float32
     screen : how rough scores are computed
     """
 
@@ -50,6 +52,7 @@ class Bank:
     centre: np.ndarray | None = None
     sample: list[Coded] = field(default_factory=list)
     coded: dict[int, Coded] = field(default_factory=dict)
+    squares: dict[int, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of_array(cls, rows: np.ndarray, metric: str, **options: Any) -> Bank:
@@ -99,8 +102,15 @@ def search(bank: Bank, queries: np.ndarray, *, k: int) -> tuple[np.ndarray, np.n
         value[rows], index[rows] = _search(bank, queries[rows], k, None)
 
     with _threads() as (share, threads):
+        size = len(bank) * queries.shape[1] * 2  # at most
+        held = bank.screen.keeps and (bank.keep or size <= _KEPT)
+        if held:
+            blocks = np.array_split(np.arange(len(bank.sizes)), threads)
+            share(partial(_code_blocks, bank), blocks)
         rounds = -(-len(queries) // (threads * _QUERIES))
         share(work, np.array_split(order, min(len(order), threads * rounds)))
+    if held and not bank.keep:
+        bank.coded.clear()
     return value, index
 
 
@@ -162,14 +172,20 @@ def _code(bank: Bank, centred: np.ndarray) -> Coded:
     return bank.screen.tile(centred, offset)
 
 
-def _tiles(bank: Bank) -> Iterator[tuple[int, np.ndarray]]:
-    """First row and rows of each tile."""
-    first = 0
-    for block, size in enumerate(bank.sizes):
+def _code_blocks(bank: Bank, blocks: np.ndarray) -> None:
+    """Code all tiles of some blocks that are not coded yet."""
+    for first, rows in _tiles(bank, blocks.tolist()):
+        if first not in bank.coded:
+            bank.coded[first] = _code(bank, _centred(rows, bank))
+
+
+def _tiles(bank: Bank, blocks: Sequence[int] | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    """First row and rows of each tile, of all blocks or of some."""
+    edges = [0, *accumulate(bank.sizes)]
+    for block in range(len(bank.sizes)) if blocks is None else blocks:
         rows = bank.read(block)
-        for start in range(0, size, _TILE):
-            yield first + start, rows[start : start + _TILE]
-        first += size
+        for start in range(0, len(rows), _TILE):
+            yield edges[block] + start, rows[start : start + _TILE]
 
 
 def _search(
@@ -200,13 +216,13 @@ def _search(
         edge = np.partition(rough, rough.shape[1] - k, axis=1)[:, rough.shape[1] - k]
     asked = Asked.of(queries, np.asarray(bank.centre), longest, bank.metric)
     likely = [one.where(one.score >= edge[one.query]) for one in pairs]
-    known = values(asked, _tiles(bank), likely)
+    known = values(asked, _tiles(bank), likely, bank.squares)
     reached = asked.scores(best(likely, known, count, k)[0][:, -1])
     cut = lowered(reached - bound, bank.screen)
     others = [
         one.where((one.score < edge[one.query]) & (one.score >= cut[one.query])) for one in pairs
     ]
-    known += values(asked, _tiles(bank), others)
+    known += values(asked, _tiles(bank), others, bank.squares)
     value, index = best([*likely, *others], known, count, k)
     # From 0.0, since -0.0 would be another value.
     value = np.sqrt(value) if bank.metric == "euclidean" else 0.0 - value
@@ -251,8 +267,6 @@ def _survivors(
         tile = bank.coded.get(first)
         if tile is None:
             tile = _code(bank, _centred(rows, bank))
-            if bank.keep and bank.screen.keeps:
-                bank.coded[first] = tile
         bound = bank.screen.bound(coded, tile) + _centring(bank, coded, tile)
         bounds, longest = np.maximum(bounds, bound), max(longest, float(tile.norm.max()))
         found = bank.screen.scores(coded, tile, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import array_api_compat
@@ -80,7 +81,7 @@ def votes(labels: Array, weights: Array, *, n_categories: int, xp: Any) -> Array
 
 
 def winners(labels: np.ndarray, weights: np.ndarray, *, ks: Sequence[int]) -> np.ndarray:
-    """Predictions for several k at once, from lists sorted by nearness.
+    """Predictions for several k and weightings at once, from lists sorted by nearness.
 
     A category's votes after each of its neighbours are running sums, so what wins among the first k
     is the largest of their first k, and the number of categories costs nothing. Ties, up to a
@@ -89,50 +90,82 @@ def winners(labels: np.ndarray, weights: np.ndarray, *, ks: Sequence[int]) -> np
     Parameters
     ----------
     labels : (q, m) integer from 0, below 2**40: the neighbours' categories
-    weights : (q, m) floating; the first of each row above 0, and none negative
+    weights : (q, m), or (w, q, m) of w weightings, floating; the first of each row above 0, and
+        none negative
     ks : each in 1..m
 
     Returns
     -------
-    predicted : (q, len(ks)) int64
+    predicted : (q, len(ks)) or (w, q, len(ks)) int64
 
     Raises
     ------
     ValueError
-        A k is out of range.
+        A k is out of range, or shapes do not fit.
     """
     count, m = labels.shape
     if not ks or min(ks) < 1 or max(ks) > m:
         raise ValueError(f"ks must lie in 1..{m} (neighbours in a list), got {list(ks)}")
-    found = np.empty((count, len(ks)), np.int64)
-    step = max(1, 2**18 // m)  # so that what is made of some rows stays in a core's cache
+    if weights.shape[-2:] != labels.shape or weights.ndim > 3:
+        raise ValueError(
+            f"weights must be of shape {labels.shape} or (w, {count}, {m}), got {weights.shape}"
+        )
+    each = weights.reshape(-1, count, m)
+    found = np.empty((len(each), count, len(ks)), np.int64)
+    step = max(1, 2**17 // m)  # so that what is made of some rows stays in a core's cache
     for start in range(0, count, step):
         rows = slice(start, start + step)
-        found[rows] = _winners(labels[rows], weights[rows], ks)
-    return found
+        order = _Order.of(labels[rows])
+        for number, one in enumerate(each):
+            found[number, rows] = order.winners(one[rows], ks)
+    return found.reshape(*weights.shape[:-1], len(ks))
 
 
-def _winners(labels: np.ndarray, weights: np.ndarray, ks: Sequence[int]) -> np.ndarray:
-    m = labels.shape[1]
-    bits = max(1, int(m - 1).bit_length())
-    small = int(labels.max(initial=0)) < 2 ** (31 - bits)
-    key: np.ndarray = labels.astype(np.uint32 if small else np.uint64)
-    key = np.left_shift(key, bits) | np.arange(m, dtype=key.dtype)
-    key.sort(axis=1)  # by category, then by nearness
-    place = (key & (2**bits - 1)).astype(np.int64)
-    category = key >> bits
-    total = np.cumsum(np.take_along_axis(weights, place, 1), axis=1, dtype=np.float64)
-    first = np.ones(labels.shape, bool)
-    first[:, 1:] = category[:, 1:] != category[:, :-1]
-    begun = np.maximum.accumulate(np.where(first, np.arange(m), 0), axis=1)
-    before = np.concatenate([np.zeros((len(total), 1)), total[:, :-1]], axis=1)
-    running = np.empty(labels.shape)
-    np.put_along_axis(running, place, total - np.take_along_axis(before, begun, 1), 1)
-    predicted = np.empty((len(labels), len(ks)), np.int64)
-    for column, k in enumerate(ks):
-        some = running[:, :k]
+@dataclass(frozen=True)
+class _Order:
+    """Lists of neighbours by category, then by nearness.
+
+    Attributes
+    ----------
+    labels : (q, m) as given
+    place : (q, m) flat places in the lists of what is sorted so
+    before : (q, m) flat places, in a table of a column more, of the sum before its category begins
+    """
+
+    labels: np.ndarray
+    place: np.ndarray
+    before: np.ndarray
+
+    @classmethod
+    def of(cls, labels: np.ndarray) -> _Order:
+        count, m = labels.shape
+        bits = max(1, int(m - 1).bit_length())
+        small = int(labels.max(initial=0)) < 2 ** (31 - bits)
+        key: np.ndarray = labels.astype(np.uint32 if small else np.uint64)
+        key = np.left_shift(key, bits) | np.arange(m, dtype=key.dtype)
+        key.sort(axis=1)
+        category = key >> bits
+        first = np.ones(labels.shape, bool)
+        first[:, 1:] = category[:, 1:] != category[:, :-1]
+        begun = np.maximum.accumulate(np.where(first, np.arange(m), 0), axis=1)
+        row = np.arange(count)[:, None]
+        place = (key & (2**bits - 1)).astype(np.int64) + row * m
+        return cls(labels, place, begun + row * (m + 1))
+
+    def winners(self, weights: np.ndarray, ks: Sequence[int]) -> np.ndarray:
+        """(q, len(ks)) categories of most votes."""
+        count, m = self.labels.shape
+        total = np.zeros((count, m + 1))
+        np.cumsum(np.take(weights, self.place), axis=1, out=total[:, 1:])
+        running = np.empty((count, m))
+        np.put(running, self.place, total[:, 1:] - np.take(total, self.before))
         # What is subtracted above leaves a rounding of the sum of all weights.
-        most = some.max(axis=1) - 1e-12 * total[:, -1]
-        tied = np.where(some >= most[:, None], labels[:, :k], np.iinfo(labels.dtype).max)
-        predicted[:, column] = tied.min(axis=1)
-    return predicted
+        most = np.maximum.accumulate(running, axis=1) - 1e-12 * total[:, -1:]
+        found = np.empty((count, len(ks)), np.int64)
+        for column, k in enumerate(ks):
+            tied = running[:, :k] >= most[:, k - 1 : k]
+            found[:, column] = self.labels[np.arange(count), tied.argmax(axis=1)]
+            several = np.flatnonzero(np.count_nonzero(tied, axis=1) > 1)
+            some = np.where(tied[several], self.labels[several, :k], found[several, column, None])
+            found[several, column] = some.min(axis=1)
+        return found

@@ -94,12 +94,13 @@ def predictions(q: int, categories: int, repeats: int) -> Row:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, categories, (q, 200))
     similarity = -np.sort(-rng.random((q, 200)), axis=1)
-    weightings = [np.ones_like(similarity), np.exp(similarity / 0.07), 1 / (1.001 - similarity)]
+    weightings = np.stack(
+        [np.ones_like(similarity), np.exp(similarity / 0.07), 1 / (1.001 - similarity)]
+    )
     ks = [1, 5, 10, 20, 50, 100, 200]
 
     def ours() -> None:
-        for weights in weightings:
-            kernels.votes.winners(labels, weights, ks=ks)
+        kernels.votes.winners(labels, weightings, ks=ks)
 
     def theirs() -> None:
         rows = np.arange(q)[:, None] * categories

@@ -75,6 +75,11 @@ def test_winners_of_exact_hits_and_of_many_categories():
     np.testing.assert_array_equal(
         winners(labels, weights, ks=[1, 2, 3]), [[2**33 + 1, 2**33, 2**33], [9, 8, 8]]
     )
+    both = np.stack([weights, np.ones_like(weights)])
+    apart = [winners(labels, one, ks=[2, 3]) for one in both]
+    np.testing.assert_array_equal(winners(labels, both, ks=[2, 3]), apart)
+    with pytest.raises(ValueError, match=r"weights must be of shape \(2, 3\) or \(w, 2, 3\)"):
+        winners(labels, weights[:, :2], ks=[1])
     for ks in ([0], [4], []):
         with pytest.raises(ValueError, match=r"ks must lie in 1\.\.3 \(neighbours in a list\)"):
             winners(labels, weights, ks=ks)

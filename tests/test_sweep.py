@@ -12,6 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import featstore
 from featstore import probes
+from featstore.backend import gpu_available
 from featstore.errors import MissingFeaturesError, UnknownNameError
 from featstore.keys import BNMode, FeatureKey
 from featstore.results import outcomes_of, records
@@ -62,6 +63,34 @@ def test_a_cell_is_what_scikit_learn_gives_on_the_stored_rows(store, tmp_path):
     share = float((expected == features["test"].label).mean())
     assert document["metrics"]["top1"]["value"] == pytest.approx(share)
     assert document["n_test"] == 797
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_scores_of_the_host(store, tmp_path):
+    if not gpu_available():
+        pytest.skip("no GPU")
+    protocols = [
+        "core",
+        "free",
+        "logreg-5shot",
+        "logreg+normalisation=zscore",
+        "linear-marks-1view+epochs=5",
+    ]
+    scores = {}
+    for device in ("cpu", "cuda"):
+        root = tmp_path / device
+        done = featstore.probe(protocols=protocols, store=store, results=root, device=device)
+        assert not done.failed
+        for document in records(root):
+            cell = document["model"], document["bn_mode"], document["protocol"]
+            scores.setdefault(cell, []).append(
+                {name: entry["value"] for name, entry in document["metrics"].items()}
+            )
+    assert len(scores) > 40
+    for cell, (host, gpu) in scores.items():
+        assert host.keys() == gpu.keys(), cell
+        for name, value in host.items():
+            assert gpu[name] == pytest.approx(value, rel=0.02, abs=0.02), (cell, name)
 
 
 def test_every_scheduler_gives_the_same_cells(store, tmp_path):

@@ -101,8 +101,11 @@ class CudaSoftmax:
         self._part = xp.empty((self.stride, pair), dtype=xp.float32)
         self._uncertain = xp.empty((-(-rows // 64), self.c), dtype=xp.float32)
 
-    def __call__(self, weight: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        """Loss, gradient and uncertainties of a weight (d+1, c), each summed over all rows."""
+    def __call__(self, weight: Array) -> tuple[float, Array, Array]:
+        """Loss, gradient and uncertainties of a weight (d+1, c), each summed over all rows.
+
+        Gradient and uncertainties are where the weight is: on the GPU or on the host.
+        """
         xp = self.device.xp
         scale = self._put(weight)
         loss = xp.zeros((), dtype=xp.float64)
@@ -114,17 +117,18 @@ class CudaSoftmax:
             loss += xp.sum(self._loss[:n], dtype=xp.float64)
             gradient += self._gradient_of(halves)
             uncertain += self._uncertain_of(n)
-        return (
-            float(loss),
-            self.device.to_host(gradient[: self.width + 1, :]),
-            self.device.to_host(uncertain),
-        )
+        gradient = gradient[: self.width + 1, :]
+        if isinstance(weight, np.ndarray):
+            to_host = self.device.to_host
+            return float(loss), to_host(gradient), to_host(uncertain)
+        return float(loss), gradient, uncertain
 
-    def _put(self, weight: np.ndarray) -> float:
+    def _put(self, weight: Array) -> float:
         """The weight on the device as two halves a number; what it was multiplied by."""
         xp = self.device.xp
-        scale = _power(float(np.abs(weight).max()))
-        rows = xp.asarray(weight.T * scale)
+        weight = xp.asarray(weight)
+        scale = _power(float(xp.max(xp.abs(weight))))
+        rows = weight.T * scale
         high = rows.astype(xp.float16)
         low = ((rows - high) / _LOW).astype(xp.float16)
         self._weight[: self.c, : self.width + 1] = high

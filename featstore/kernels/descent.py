@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,13 +10,17 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-Evaluate: TypeAlias = Callable[[np.ndarray], tuple[Any, ...]]
-"""Weight (d+1, c) -> cross-entropy summed over all rows, its gradient (d+1, c) and, where a basis
-is given, the sum of p (1 - p) of each category (c,): see `softmax_sums`."""
+from featstore.cuda import Array
 
-Seen: TypeAlias = tuple[float, np.ndarray, np.ndarray | None]
+Evaluate: TypeAlias = Callable[[Array], tuple[Any, ...]]
+"""Weight (d+1, c) -> cross-entropy summed over all rows, its gradient (d+1, c) and, where a basis
+is given, the sum of p (1 - p) of each category (c,): see `softmax_sums`. Arrays are float64 of the
+solver's namespace."""
+
+Seen: TypeAlias = tuple[float, Array, Array | None]
 
 _MEMORY = 20  # steps that are remembered: 8 cost 5 % more evaluations, 40 as many
+SOLVER_ARRAYS = 3 * _MEMORY + 12  # of a weight's size, at most, that a solver holds
 _SINGLE = 1e-6  # least estimate that `quick` may claim
 _RECENT = 5  # of them tell how long a step may be
 _TRIALS = 12  # points along one step
@@ -32,11 +37,16 @@ class Basis:
     mean : (d,) of the features
     values : (d,) variance along each direction
     vectors : (d, d) directions as columns, or None for those of the features themselves
+    sums : (d+1, c) of the rows of each category, and their number (`category_sums`), or None.
+        With them, second derivatives are taken about where the rows of a category lie: their
+        coupling with its intercept is the one thing that such coordinates leave out and that
+        twenty remembered steps cannot make up for where categories are many
     """
 
-    mean: np.ndarray
-    values: np.ndarray
-    vectors: np.ndarray | None
+    mean: Array
+    values: Array
+    vectors: Array | None
+    sums: Array | None = None
 
     @classmethod
     def of(cls, rows: np.ndarray) -> Basis:
@@ -52,21 +62,36 @@ class Basis:
         values, vectors = np.linalg.eigh((centred.T @ centred).astype(np.float64) / n)
         return cls(mean, np.maximum(values, 0.0), vectors)
 
-    def weight(self, inner: np.ndarray) -> np.ndarray:
+    def on(self, xp: Any) -> Basis:
+        """The same in arrays of a namespace."""
+        vectors, sums = (
+            None if one is None else xp.asarray(one) for one in (self.vectors, self.sums)
+        )
+        return Basis(xp.asarray(self.mean), xp.asarray(self.values), vectors, sums)
+
+    def weight(self, inner: Array) -> Array:
         """The weight (d+1, c) of coordinates (d+1, c)."""
-        outer = inner[:-1] if self.vectors is None else self.vectors @ inner[:-1]
-        return np.concatenate((outer, inner[-1:] - self.mean @ outer))
+        weight = 1.0 * inner
+        if self.vectors is not None:
+            weight[:-1, :] = self.vectors @ inner[:-1, :]
+        weight[-1, :] -= self.mean @ weight[:-1, :]
+        return weight
 
-    def coordinates(self, weight: np.ndarray) -> np.ndarray:
+    def coordinates(self, weight: Array) -> Array:
         """The coordinates (d+1, c) of a weight (d+1, c)."""
-        turned = weight[:-1] if self.vectors is None else self.vectors.T @ weight[:-1]
-        return np.concatenate((turned, weight[-1:] + self.mean @ weight[:-1]))
+        inner = 1.0 * weight
+        if self.vectors is not None:
+            inner[:-1, :] = self.vectors.T @ weight[:-1, :]
+        inner[-1, :] += self.mean @ weight[:-1, :]
+        return inner
 
-    def gradient(self, gradient: np.ndarray) -> np.ndarray:
+    def gradient(self, gradient: Array) -> Array:
         """A gradient by the weight, by the coordinates."""
-        centred = gradient[:-1] - np.outer(self.mean, gradient[-1])
-        turned = centred if self.vectors is None else self.vectors.T @ centred
-        return np.concatenate((turned, gradient[-1:]))
+        turned = 1.0 * gradient
+        turned[:-1, :] -= self.mean[:, None] * gradient[-1:, :]
+        if self.vectors is not None:
+            turned[:-1, :] = self.vectors.T @ turned[:-1, :]
+        return turned
 
 
 def sample_step(n_rows: int, n_features: int) -> int:
@@ -121,36 +146,44 @@ class Descent:
         quick: Evaluate | None,
         shape: tuple[int, int],
         basis: Basis | None,
-        start: np.ndarray | None,
+        start: Array | None,
         *,
         estimated: bool = False,
         floor: float = 0.0,
+        xp: Any = np,
     ) -> None:
-        self.evaluate, self.quick, self.shape, self.basis = evaluate, quick, shape, basis
+        self.evaluate, self.quick, self.shape, self.xp = evaluate, quick, shape, xp
+        self.basis = None if basis is None else basis.on(xp)
         self.estimated, self.floor = estimated, floor
         self.evaluations = 0
-        self.pairs: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=_MEMORY)
-        self.penalised = np.repeat([1.0, 0.0], [(shape[0] - 1) * shape[1], shape[1]])
-        self.weight = np.zeros(shape) if start is None else np.array(start, dtype=np.float64)
+        self.pairs: deque[tuple[Array, Array]] = deque(maxlen=_MEMORY)
+        self.sums = None
+        if self.basis is not None and self.basis.sums is not None:
+            self.sums = self.basis.gradient(self.basis.sums)
+        self.weights = (shape[0] - 1) * shape[1]  # what follows them are intercepts, not penalised
+        parts = xp.ones(self.weights, dtype=xp.float64), xp.zeros(shape[1], dtype=xp.float64)
+        self.penalised = xp.concat(parts)
+        begin = xp.zeros(shape, dtype=xp.float64) if start is None else start
+        self.weight = xp.asarray(begin, dtype=xp.float64)
         if self.weight.shape != shape:
             raise ValueError(f"start must be of shape {shape}, got {self.weight.shape}")
-        inner = self.weight if basis is None else basis.coordinates(self.weight)
-        self.at = self.before = inner.ravel()
+        inner = self.weight if self.basis is None else self.basis.coordinates(self.weight)
+        self.at = self.before = xp.reshape(inner, (-1,))
         self.loss, self.slope, self.spread = self._look(self.at)
         # So that no curvature is nothing, even where every row is told for certain.
-        self.least = 0.0 if self.spread is None else 1e-9 * float(np.sum(self.spread)) + 1e-300
+        self.least = 0.0 if self.spread is None else 1e-9 * float(xp.sum(self.spread)) + 1e-300
 
-    def _look(self, at: np.ndarray) -> Seen:
+    def _look(self, at: Array) -> Seen:
         """Loss, its gradient and spread at coordinates; one pass over the rows."""
         self.evaluations += 1
         loss, gradient, *more = (self.quick or self.evaluate)(self._weight(at))
-        slope = np.asarray(gradient, dtype=np.float64)
+        slope = self.xp.asarray(gradient, dtype=self.xp.float64)
         if self.basis is not None:
             slope = self.basis.gradient(slope)
-        return float(loss), slope.ravel(), more[0] if more else None
+        return float(loss), self.xp.reshape(slope, (-1,)), more[0] if more else None
 
-    def _weight(self, at: np.ndarray) -> np.ndarray:
-        inner = at.reshape(self.shape)
+    def _weight(self, at: Array) -> Array:
+        inner = self.xp.reshape(at, self.shape)
         return inner if self.basis is None else self.basis.weight(inner)
 
     def solve(self, penalty: float, tolerance: float, most: int) -> LogisticCertificate:
@@ -163,7 +196,7 @@ class Descent:
         while True:
             value = self.loss + float(self.at @ (pull * self.at)) / 2
             gradient = self.slope + pull * self.at
-            norm = float(np.linalg.norm(gradient))
+            norm = math.sqrt(float(gradient @ gradient))
             first = first or norm
             scale = max(value, self.floor, np.finfo(float).tiny)
             excess = self._bound(gradient, penalty) / scale
@@ -215,45 +248,65 @@ class Descent:
         self.quick = None
         self.loss, self.slope, self.spread = self._look(self.at)
 
-    def _bound(self, gradient: np.ndarray, penalty: float) -> float:
+    def _bound(self, gradient: Array, penalty: float) -> float:
         """What the objective exceeds its optimum by at most, as far as the gradient tells."""
-        slopes = gradient.reshape(self.shape)
-        gap = float(np.vdot(slopes[:-1], slopes[:-1])) / (2 * penalty)
+        weights, intercepts = gradient[: self.weights], gradient[self.weights :]
+        gap = float(weights @ weights) / (2 * penalty)
         if self.loss > 0:
-            gap += float(np.vdot(slopes[-1], slopes[-1])) * self.shape[1] / self.loss
+            gap += float(intercepts @ intercepts) * self.shape[1] / self.loss
         return gap
 
     def _direction(
-        self, gradient: np.ndarray, pull: np.ndarray, pairs: Sequence[tuple[np.ndarray, np.ndarray]]
-    ) -> np.ndarray:
+        self, gradient: Array, pull: Array, pairs: Sequence[tuple[Array, Array]]
+    ) -> Array:
         """A quasi-Newton step: minus the gradient times an inverse Hessian made of the pairs."""
-        inverse = self._inverse_diagonal(pull)
+        inverse = self._inverse(pull)
         # Of the last few ratios of true to assumed curvature the most cautious: a step too long
         # costs an evaluation.
-        ratios = [float(s @ y) / float(y @ (inverse * y)) for s, y in list(pairs)[-_RECENT:]]
+        ratios = [float(s @ y) / float(y @ inverse(y)) for s, y in list(pairs)[-_RECENT:]]
         if self.basis is not None:
             length = min(5.0, max(0.2, min(ratios, default=1.0)))
         else:
-            length = ratios[-1] if ratios else 1 / max(1.0, float(np.linalg.norm(gradient)))
-        rest, shares = gradient.copy(), []
+            length = ratios[-1] if ratios else 1 / max(1.0, math.sqrt(float(gradient @ gradient)))
+        rest, shares = 1.0 * gradient, []
         for s, y in reversed(pairs):
             shares.append(float(s @ rest) / float(s @ y))
             rest -= shares[-1] * y
-        rest *= length * inverse
+        rest = length * inverse(rest)
         for s, y in pairs:
             rest += (shares.pop() - float(y @ rest) / float(s @ y)) * s
         return -rest
 
-    def _inverse_diagonal(self, pull: np.ndarray) -> np.ndarray:
-        """Second derivatives as they are where p (1 - p) has nothing to do with the features."""
+    def _inverse(self, pull: Array) -> Callable[[Array], Array]:
+        """An inverse Hessian as it is where p (1 - p) has nothing to do with the features.
+
+        Where sums are known, it has to do with them as far as the mean of a category's rows tells,
+        each row counted by its share p: that mean is the loss's slope plus the sum of the rows that
+        have the category, over their number.
+        """
+        xp, shape = self.xp, self.shape
         if self.basis is None:
-            return np.ones_like(pull)
-        weights = np.append(self.basis.values, 1.0)[:, None] * self.spread
-        return np.asarray(1 / (weights.ravel() + pull + self.least))
+            return lambda gradient: gradient
+        values = xp.concat((self.basis.values, xp.ones(1, dtype=xp.float64)))
+        second = values[:, None] * self.spread + xp.reshape(pull, shape) + self.least
+        if self.sums is None:
+            return lambda gradient: xp.reshape(xp.reshape(gradient, shape) / second, (-1,))
+        seen = xp.reshape(self.slope, shape) + self.sums
+        few = xp.ones_like(seen[-1, :])  # of less than a row, rounding is all that is left
+        centre = seen[:-1, :] / xp.maximum(seen[-1, :], few)
+
+        def inverse(gradient: Array) -> Array:
+            step = 1.0 * xp.reshape(gradient, shape)
+            step[:-1, :] -= centre * step[-1, :]
+            step /= second
+            step[-1, :] -= xp.sum(centre * step[:-1, :], axis=0)
+            return xp.reshape(step, (-1,))
+
+        return inverse
 
     def _search(
-        self, step: np.ndarray, value: float, gradient: np.ndarray, pull: np.ndarray
-    ) -> tuple[np.ndarray, Seen] | None:
+        self, step: Array, value: float, gradient: Array, pull: Array
+    ) -> tuple[Array, Seen] | None:
         """The first point along a step that is low enough (Hager and Zhang 2005, eq. 4.1)."""
         slope = float(gradient @ step)
         rounding = (1e-6 if self.quick else 1e-10) * abs(value)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import array_api_compat.numpy
 import numpy as np
 
 from featstore.kernels.descent import Basis, sample_step
+from featstore.kernels.softmax import category_sums
 
 _TILE = 2048  # rows at a time: their logits stay in a core's cache
 
@@ -48,7 +50,14 @@ class HostRows:
         self.centred = np.empty(features.shape, np.float32)
         np.subtract(features, self.mean, out=self.centred, casting="same_kind")
         basis = Basis.of(self.centred[:: sample_step(*features.shape)])
-        self.basis = replace(basis, mean=basis.mean + self.mean)
+        sums = np.zeros((self.n_features + 1, n_categories))
+        for begin in range(0, len(labels), _TILE):
+            tile = slice(begin, begin + _TILE)
+            sums += category_sums(
+                self.centred[tile], labels[tile], n_categories, xp=array_api_compat.numpy
+            )
+        sums[:-1] += self.mean[:, None] * sums[-1]
+        self.basis = replace(basis, mean=basis.mean + self.mean, sums=sums)
 
     def quick(self, weight: np.ndarray) -> Sums:
         """Loss, gradient and spread as `softmax_sums` has them, with products in float32.

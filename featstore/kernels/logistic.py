@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from featstore.cuda import Array
 from featstore.kernels.descent import Basis, Descent, Evaluate, LogisticCertificate
 
 __all__ = ["Basis", "LogisticCertificate", "fit_logistic", "fit_logistic_path"]
@@ -17,11 +19,13 @@ def fit_logistic(
     n_features: int,
     n_categories: int,
     penalty: float,
-    start: np.ndarray | None = None,
+    start: Array | None = None,
     tolerance: float = 1e-7,
     max_iterations: int = 20_000,
     basis: Basis | None = None,
-) -> tuple[np.ndarray, LogisticCertificate]:
+    quick: Evaluate | None = None,
+    xp: Any = np,
+) -> tuple[Array, LogisticCertificate]:
     """Weights that minimise summed cross-entropy + penalty / 2 x squared weights.
 
     The intercept is not penalised. The scale is that of scikit-learn's `LogisticRegression`:
@@ -37,13 +41,15 @@ def fit_logistic(
     tolerance : largest `excess` of the certificate that counts as converged
     max_iterations : most steps of L-BFGS
     basis : coordinates to solve in; saves most of the steps where features are correlated
+    quick : `evaluate` in fewer digits, to begin with; `evaluate` goes on from there
+    xp : array namespace of what `evaluate` takes and gives, in which the solver works
 
     Returns
     -------
-    weight : (d+1, c) float64 ; certificate
+    weight : (d+1, c) float64 of that namespace ; certificate
     """
     _check_penalties([penalty])
-    descent = Descent(evaluate, None, (n_features + 1, n_categories), basis, start)
+    descent = Descent(evaluate, quick, (n_features + 1, n_categories), basis, start, xp=xp)
     certificate = descent.solve(penalty, tolerance, max_iterations)
     return descent.weight, certificate
 
@@ -60,7 +66,8 @@ def fit_logistic_path(
     quick: Evaluate | None = None,
     estimated: bool = False,
     floor: float = 0.0,
-) -> list[tuple[np.ndarray, LogisticCertificate]]:
+    xp: Any = np,
+) -> list[tuple[Array, LogisticCertificate]]:
     """One fit per penalty, from the strongest to the weakest: one solve, a few passes each.
 
     Each goes on from the solution before it with all that was learned there: the loss's gradient
@@ -70,7 +77,7 @@ def fit_logistic_path(
 
     Parameters
     ----------
-    evaluate, n_features, n_categories, basis : as for `fit_logistic`
+    evaluate, n_features, n_categories, basis, xp : as for `fit_logistic`
     penalties : each above 0, on the scale of `fit_logistic`
     tolerance : largest `excess` (or `estimate`) of a certificate that counts as converged
     max_iterations : most steps of L-BFGS for each penalty
@@ -87,7 +94,7 @@ def fit_logistic_path(
     """
     _check_penalties(penalties)
     shape = (n_features + 1, n_categories)
-    descent = Descent(evaluate, quick, shape, basis, None, estimated=estimated, floor=floor)
+    descent = Descent(evaluate, quick, shape, basis, None, estimated=estimated, floor=floor, xp=xp)
     fits = {}
     for penalty in sorted(set(penalties), reverse=True):
         certificate = descent.solve(penalty, tolerance, max_iterations)

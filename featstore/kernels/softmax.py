@@ -43,6 +43,22 @@ def softmax_sums(weight: Array, features: Array, labels: Array, *, xp: Any) -> S
     return loss, _gradient(features, share - target, xp), xp.sum(share * (1.0 - share), axis=0)
 
 
+def category_sums(features: Array, labels: Array, n_categories: int, *, xp: Any) -> Array:
+    """Sum of the rows of each category, and their number: (d+1, c) in the dtype of the features.
+
+    Parameters
+    ----------
+    features : (n, d) floating
+    labels : (n,) integer, each in 0..c-1; or (n, c), 1 where a row has the category
+    """
+    if labels.ndim == 1:
+        present = labels[:, None] == xp.arange(n_categories, dtype=labels.dtype)[None, :]
+    else:
+        present = labels == 1
+    has = xp.astype(present, features.dtype)
+    return xp.concat((features.T @ has, xp.sum(has, axis=0)[None, :]))
+
+
 def sigmoid_loss(weight: Array, features: Array, present: Array, *, xp: Any) -> tuple[Array, Array]:
     """Cross-entropy of one-vs-rest classifiers over one block of rows, with its gradient.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import array_api_compat.numpy
 import numpy as np
 
 from featstore.backend import to_device
@@ -340,8 +341,36 @@ def prepared(
     ]
 
 
-def held(blocks: Sequence[Prepared], data: Data) -> Sequence[Block]:
+def on_host(blocks: Sequence[Prepared]) -> list[Prepared]:
+    """The same rows as numpy arrays, whatever the device: any thread may read them."""
+    return [replace(block, xp=array_api_compat.numpy) for block in blocks]
+
+
+class JoinedRows:
+    """Rows of all blocks as one array of the host, of which a slice reads what it needs.
+
+    Parameters
+    ----------
+    sizes : rows in each block, at least one block
+    read : rows (n, width) of a block by its number, from several threads at a time
+    """
+
+    def __init__(self, sizes: Sequence[int], read: Callable[[int], np.ndarray], width: int) -> None:
+        self.edges, self.read = np.cumsum([0, *sizes]), read
+        self.shape, self.dtype = (int(self.edges[-1]), width), read(0).dtype
+
+    def __getitem__(self, span: slice) -> np.ndarray:
+        start, stop, _ = span.indices(self.shape[0])
+        if start >= stop:
+            return np.empty((0, self.shape[1]), self.dtype)
+        first = int(np.searchsorted(self.edges, start, side="right")) - 1
+        last = int(np.searchsorted(self.edges, stop, side="left"))
+        rows = np.concatenate([self.read(i) for i in range(first, last)])
+        return rows[start - self.edges[first] : stop - self.edges[first]]
+
+
+def held(blocks: Sequence[Prepared], data: Data, *, most: int | None = None) -> Sequence[Block]:
     """The blocks in memory if they fit, for probes that pass over them many times."""
-    if len(data) * data.width * 8 > HOLD_BYTES:
+    if len(data) * data.width * 8 > (HOLD_BYTES if most is None else min(most, HOLD_BYTES)):
         return blocks
     return [ArrayBlock(*block.read()) for block in blocks]

@@ -113,7 +113,7 @@ class LogisticRegression(Classifier):
             start=chosen.start,
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
-            basis=rows.basis,
+            **rows.options,
         )
         on_device = to_device(weight, task.xp)
         return Fitted(
@@ -192,7 +192,7 @@ class LogisticRegression(Classifier):
 
     def _path(
         self, rows: Passes, task: Task, penalties: Sequence[float]
-    ) -> list[tuple[np.ndarray, LogisticCertificate]]:
+    ) -> list[tuple[Array, LogisticCertificate]]:
         """A fit for each C, on the rows that may be seen."""
         return fit_logistic_path(
             rows.exact,
@@ -200,10 +200,9 @@ class LogisticRegression(Classifier):
             penalties=penalties,
             tolerance=self.path_tolerance,
             max_iterations=self.path_iterations,
-            basis=rows.basis,
-            quick=rows.quick,
             estimated=True,
             floor=_FLOOR * rows.n,
+            **rows.options,
         )
 
 
@@ -218,13 +217,13 @@ class _Chosen:
     """
 
     best: int
-    start: np.ndarray | None = None
+    start: Array | None = None
     unseen: tuple[np.ndarray, np.ndarray] | None = None
     rows: int = 0
     certificate: dict[str, Any] = field(default_factory=dict)
 
 
-def _shape(task: Task) -> dict[str, int]:
+def _shape(task: Task) -> dict[str, Any]:
     return {"n_features": task.train.width, "n_categories": task.n_categories}
 
 
@@ -234,7 +233,7 @@ def _predict(weight: Array, features: Array, task: Task) -> Array:
     return predict_log_proba(weight, features, xp=task.xp)
 
 
-def _scores(weight: np.ndarray, rows: Sequence[Block], task: Task) -> tuple[np.ndarray, np.ndarray]:
+def _scores(weight: Array, rows: Sequence[Block], task: Task) -> tuple[np.ndarray, np.ndarray]:
     """Scores (n, c) of a weight on some rows, and their labels."""
     on_device = to_device(weight, task.xp)
     read = [(_predict(on_device, x, task), y) for x, y in (block.read() for block in rows)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from featstore.errors import ProbeError
 from featstore.kernels import cuda_neighbours
 from featstore.kernels.neighbours import Neighbours, check_rows, merge_nearest, nearest
 from featstore.kernels.search import Bank, search
-from featstore.probes.data import HOLD_BYTES, Data, Prepared, Task, prepared
+from featstore.probes.data import HOLD_BYTES, Data, JoinedRows, Prepared, Task, on_host, prepared
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Search:
             return search(bank, self._read_all(task.test, "test"), k=k)
         if array_api_compat.is_cupy_namespace(xp) and k <= cuda_neighbours.MOST_K:
             value, index = cuda_neighbours.nearest_cuda(
-                _Rows(task.train.sizes, self._reader(task.train, "train"), task.train.width),
+                JoinedRows(task.train.sizes, self._reader(task.train, "train"), task.train.width),
                 self._read_all(task.test, "test"),
                 k=k,
                 metric=self.metric,
@@ -92,11 +92,11 @@ class Search:
         plain = self.normalisation == "none" or (
             self.normalisation == "l2" and self.metric == "cosine"  # which divides by norms itself
         )
-        blocks = prepared(self.task, data, self.normalisation)
+        blocks = on_host(prepared(self.task, data, self.normalisation))
         starts = np.cumsum([0, *data.sizes]).tolist()
 
         def read(i: int) -> np.ndarray:
-            rows = to_host((data.blocks[i] if plain else blocks[i]).read()[0])
+            rows = (data.blocks[i] if plain else blocks[i]).read()[0]
             check_rows(name, rows, self.metric, first=starts[i], xp=array_api_compat.numpy)
             return rows
 
@@ -109,20 +109,6 @@ class Search:
     def _read_all(self, data: Data, name: str) -> np.ndarray:
         read = self._reader(data, name)
         return np.concatenate([read(i) for i in range(len(data.blocks))])
-
-
-class _Rows:
-    """Rows of all blocks as one array, of which a slice reads what it needs."""
-
-    def __init__(self, sizes: Sequence[int], read: Callable[[int], np.ndarray], width: int) -> None:
-        self.edges, self.read = np.cumsum([0, *sizes]), read
-        self.shape, self.dtype = (int(self.edges[-1]), width), read(0).dtype
-
-    def __getitem__(self, span: slice) -> np.ndarray:
-        first = int(np.searchsorted(self.edges, span.start, side="right")) - 1
-        last = int(np.searchsorted(self.edges, span.stop, side="left"))
-        rows = np.concatenate([self.read(i) for i in range(first, last)])
-        return rows[span.start - self.edges[first] : span.stop - self.edges[first]]
 
 
 def _search_block(

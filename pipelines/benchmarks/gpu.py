@@ -15,10 +15,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +97,8 @@ def neighbours(
     nearest = kernels.cuda_neighbours.nearest_cuda
     bank, asked = cupy.asarray(x), cupy.asarray(queries)
     found = nearest(bank, asked, k=k, metric=METRIC)
-    checked = f"{note}; {agreement(x, queries, found, k)} of 32 lists equal those of float64"
+    right = agreement(x, queries, found[1].get(), k)
+    checked = f"{note}; {right} of 32 lists equal those of float64"
     there = seconds(lambda: nearest(bank, asked, k=k, metric=METRIC))
     staged = seconds(lambda: nearest(x, queries, k=k, metric=METRIC))
     name = f"kNN, {n} x {d}, {q} queries, k = {k}"
@@ -105,6 +106,11 @@ def neighbours(
         Row(f"{name}, on the GPU", there, "floor", floor, 2.0, 5, checked),
         Row(f"{name}, from the host", staged, "floor", floor, 2.0, 5, note),
     ]
+    here, wanted = torch.as_tensor(bank, device="cuda"), torch.as_tensor(asked, device="cuda")
+    plain = seconds(lambda: torch_nearest(here, wanted, k))
+    same = agreement(x, queries, torch_nearest(here, wanted, k).cpu().numpy(), k)
+    told = f"{note}; {same} of 32 of torch's lists equal those of float64"
+    rows.append(Row(f"{name}, on the GPU", there, "torch, product and topk", plain, 1.0, 5, told))
     if find_spec("cuvs") is None:
         print("cuVS is not installed, so that kNN is not measured beside it")
         return rows
@@ -114,8 +120,22 @@ def neighbours(
     return [*rows, Row(f"{name}, on the GPU", there, "cuVS brute force", other, 1.0, 5, note)]
 
 
-def agreement(x: np.ndarray, queries: np.ndarray, found: tuple[Any, Any], k: int) -> int:
-    """How many of 32 queries have the rows that products of float64 give them."""
+def torch_nearest(bank: Tensor, queries: Tensor, k: int) -> Tensor:
+    """Rows (q, k) of the best products in float16, tile by tile, as one writes it in torch."""
+    found = []
+    for some in queries.split(8192):
+        best = torch.full((len(some), k), -torch.inf, device="cuda", dtype=torch.float16)
+        rows = torch.zeros((len(some), k), device="cuda", dtype=torch.int64)
+        for start in range(0, len(bank), 2**16):
+            value, row = torch.topk(some @ bank[start : start + 2**16].T, k)
+            best, order = torch.topk(torch.cat((best, value), dim=1), k)
+            rows = torch.cat((rows, row + start), dim=1).gather(1, order)
+        found.append(rows)
+    return torch.cat(found)
+
+
+def agreement(x: np.ndarray, queries: np.ndarray, found: np.ndarray, k: int) -> int:
+    """How many of 32 queries have the rows (q, k) that products of float64 give them."""
     some = np.arange(0, len(queries), max(1, len(queries) // 32))[:32]
     asked = torch.from_numpy(queries[some]).cuda().double()
     scores = [
@@ -123,15 +143,14 @@ def agreement(x: np.ndarray, queries: np.ndarray, found: tuple[Any, Any], k: int
         for start in range(0, len(x), 2**16)
     ]
     best = torch.topk(torch.cat(scores, dim=1), k).indices.numpy()
-    ours = found[1].get()[some]
-    return sum(set(a) == set(b) for a, b in zip(best, ours, strict=True))
+    return sum(set(a) == set(b) for a, b in zip(best, found[some], strict=True))
 
 
 def path(x: np.ndarray, y: np.ndarray, c: int, flops: float, copied: float, note: str) -> Row:
     """All 45 C, from evaluations on the GPU; the floor is that of as many evaluations."""
     torch.cuda.empty_cache()  # for cupy to take
     n, d = x.shape
-    logistic = kernels.logistic
+    logistic, cupy = kernels.logistic, import_module("cupy")
     begun = time.perf_counter()
     sample = x[:: max(1, n // (8 * d))].astype(np.float32)
     fits = logistic.fit_logistic_path(
@@ -142,7 +161,8 @@ def path(x: np.ndarray, y: np.ndarray, c: int, flops: float, copied: float, note
         tolerance=1e-4,
         estimated=True,
         floor=0.01 * n,
-        basis=logistic.Basis.of(sample),
+        basis=replace(logistic.Basis.of(sample), sums=sums_of(x, y, c)),
+        xp=cupy,
     )
     spent = time.perf_counter() - begun
     passes = sum(certificate.evaluations for _, certificate in fits)
@@ -151,6 +171,16 @@ def path(x: np.ndarray, y: np.ndarray, c: int, flops: float, copied: float, note
     converged = sum(certificate.converged for _, certificate in fits)
     told = f"{note}; {passes} evaluations, {converged} of {len(C)} converged, goal 300 s"
     return Row(f"45 C, {n} x {d} x {c}", spent, "floor of its evaluations", floor, None, 1, told)
+
+
+def sums_of(x: np.ndarray, y: np.ndarray, c: int) -> np.ndarray:
+    """Sum of the rows (n, d) of each category, and their number: (d+1, c) float64."""
+    sums = torch.zeros(c, x.shape[1] + 1, device="cuda", dtype=torch.float64)
+    for start in range(0, len(x), 2**16):
+        rows = torch.from_numpy(x[start : start + 2**16]).cuda().double()
+        labels = torch.from_numpy(y[start : start + 2**16]).cuda()
+        sums.index_add_(0, labels, torch.cat((rows, torch.ones_like(rows[:, :1])), dim=1))
+    return sums.T.contiguous().cpu().numpy()
 
 
 def extraction(batch: int, batches: int, note: str) -> list[Row]:

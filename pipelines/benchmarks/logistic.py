@@ -64,7 +64,7 @@ class Problem:
         self.found: dict[str, Fits] = {}
         self.passes = self.iterations = 0
 
-    def path(self, tolerance: float = 5e-6, *, tight: bool = False) -> None:
+    def path(self, tolerance: float = 1e-5, *, tight: bool = False) -> None:
         """All C by ours, with what it makes of the rows before."""
         rows = kernels.host_rows.HostRows(self.x, self.y, self.c)
         fits = kernels.logistic.fit_logistic_path(

@@ -1,5 +1,6 @@
 """Fits of logistic regression against scikit-learn, and the laws of a path of them."""
 
+from dataclasses import replace
 from functools import partial
 
 import array_api_compat.numpy
@@ -12,7 +13,7 @@ from featstore.backend import to_host
 from featstore.kernels.descent import Basis
 from featstore.kernels.host_rows import HostRows
 from featstore.kernels.logistic import fit_logistic, fit_logistic_path
-from featstore.kernels.softmax import predict_log_proba, softmax_sums
+from featstore.kernels.softmax import category_sums, predict_log_proba, softmax_sums
 
 from .conftest import evaluate, problem
 
@@ -49,6 +50,25 @@ def test_the_fit_over_blocks_on_any_backend_is_the_same(xp):
     found, certificate = fit_logistic(parts, **options)
     assert certificate.converged
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_solver_works_in_any_namespace(xp, turned):
+    features, labels = problem(n=80, d=5)
+    options = {"n_features": 5, "n_categories": 4, "penalties": [10.0, 0.1], "tolerance": 1e-12}
+    host = array_api_compat.numpy
+    sums = category_sums(features, labels, 4, xp=host)
+    options["basis"] = replace(Basis.of(features), sums=sums) if turned else None
+    whole = partial(softmax_sums, features=features, labels=labels, xp=host)
+    expected = fit_logistic_path(whole, **options)
+    there = xp.asarray(features), xp.asarray(labels)
+    mine = partial(softmax_sums, features=there[0], labels=there[1], xp=xp)
+    for (one, _), (other, certificate) in zip(
+        fit_logistic_path(mine, **options, xp=xp), expected, strict=True
+    ):
+        assert certificate.converged
+        assert isinstance(one, type(there[0]))
+        np.testing.assert_allclose(to_host(one), other, rtol=1e-4, atol=1e-5)
 
 
 def test_the_excess_is_near_the_true_one_and_above_it():
@@ -200,6 +220,30 @@ def test_the_basis_changes_the_way_and_not_the_optimum(xp):
     assert plain.objective == pytest.approx(
         fit_logistic(whole, **options, start=turned)[1].objective, rel=1e-10
     )
+    sums = category_sums(features, labels, 3, xp=array_api_compat.numpy)
+    for basis in (Basis.of(features), Basis.of(features[:4])):
+        centred, certificate = fit_logistic(whole, **options, basis=replace(basis, sums=sums))
+        assert certificate.converged
+        centred[-1] += expected[-1].mean() - centred[-1].mean()
+        np.testing.assert_allclose(centred, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_centres_of_many_categories_save_passes_and_lose_nothing():
+    features, labels = correlated(n=4000, d=40, c=60, scale=0.7)
+    rows = HostRows(features, labels, 60)
+    penalties = np.logspace(1, -1, 9)
+    best = [one.objective for _, one in path_of(rows, penalties, tolerance=1e-8, estimated=True)]
+    passes, excess = [], []
+    for basis in (rows.basis, replace(rows.basis, sums=None)):
+        rows.basis = basis
+        fits = path_of(rows, penalties, tolerance=2e-5, estimated=True)
+        assert all(one.converged for _, one in fits)
+        passes.append(sum(one.evaluations for _, one in fits))
+        excess.append(
+            max(one.objective / least - 1 for (_, one), least in zip(fits, best, strict=True))
+        )
+    assert passes[0] < 0.9 * passes[1]
+    assert excess[0] < excess[1]
 
 
 def test_principal_axes_save_most_passes_where_features_are_correlated():

@@ -6,6 +6,7 @@ from sklearn.metrics import log_loss
 
 from featstore.backend import to_host
 from featstore.kernels.softmax import (
+    category_sums,
     predict_log_proba,
     sigmoid_loss,
     softmax_loss,
@@ -64,6 +65,19 @@ def test_one_against_the_rest_is_scikit_learns_loss_of_each_category(xp):
     assert float(loss) == pytest.approx(reference(weight.ravel()), rel=1e-9)
     slope = approx_fprime(weight.ravel(), reference, 1e-6).reshape(13, 4)
     np.testing.assert_allclose(to_host(gradient), slope, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_sums_of_categories_are_those_of_their_rows(xp, several):
+    features, labels = problem(n=30, c=4)
+    present = labels[:, None] == np.arange(5)  # one that no row has
+    if several:
+        labels = np.where(present, 1, np.random.default_rng(0).integers(-1, 2, size=(30, 5)))
+        present = labels == 1
+    found = to_host(category_sums(xp.asarray(features), xp.asarray(labels), 5, xp=xp))
+    for k in range(5):
+        np.testing.assert_allclose(found[:-1, k], features[present[:, k]].sum(axis=0), atol=1e-12)
+        assert found[-1, k] == present[:, k].sum()
 
 
 def test_scores_however_large_overflow_nowhere(xp):

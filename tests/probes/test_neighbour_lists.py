@@ -104,24 +104,6 @@ def test_lists_are_those_of_brute_force(normalisation):
     np.testing.assert_allclose(value, np.take_along_axis(far[: len(index)], expected, 1), rtol=1e-9)
 
 
-def test_a_slice_over_blocks_reads_those_it_needs():
-    whole = np.arange(40.0).reshape(20, 2)
-    edges, asked = [0, 1, 1, 9, 16, 20], []
-
-    def read(i):
-        asked.append(i)
-        return whole[edges[i] : edges[i + 1]]
-
-    rows = neighbour_lists._Rows(np.diff(edges).tolist(), read, 2)
-    assert (rows.shape, rows.dtype) == ((20, 2), np.float64)
-    for start in range(20):
-        for stop in range(start + 1, 21):
-            np.testing.assert_array_equal(rows[start:stop], whole[start:stop])
-    asked.clear()
-    assert len(rows[9:16]) == 7
-    assert asked == [3]
-
-
 def test_rows_without_a_direction_are_named():
     x, y, z, t = make_data()
     x[90] = 0

@@ -69,6 +69,12 @@ def to_device(array: Array, xp: Any) -> Array:
     return xp.asarray(array)
 
 
+def free_unused(xp: Any) -> None:
+    """Give back what cupy holds of a GPU's memory and does not use, so that torch may have it."""
+    if array_api_compat.is_cupy_namespace(xp):
+        import_module("cupy").get_default_memory_pool().free_all_blocks()
+
+
 def strip_size(xp: Any) -> int:
     """Number of float64 values that one step of a loop over strips of an array should make.
 

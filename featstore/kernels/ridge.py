@@ -276,7 +276,7 @@ def _sum_errors(
     # (r c, k), so that one product fits a strip of rows to everything
     slopes = xp.reshape(right[:, None, :] * xp.astype(weight.T, dtype)[None, :, :], (rank * c, k))
     target = _one_hot(labels, c, dtype, xp).T - xp.astype(solution.target_mean, dtype)[:, None]
-    strip = max(128, 8 * strip_size(xp) // (count * c))
+    strip = max(128, max(2**20, strip_size(xp)) // (count * c))
     squared = xp.zeros(count, dtype=xp.float64)
     correct = xp.zeros(count, dtype=xp.int64)
     for first in range(0, rows.shape[0], strip):

@@ -31,6 +31,9 @@ SUBSET_SEED = 42
 HOLD_BYTES = 2 * 2**30
 """A probe that reads its rows many times keeps them in memory up to this size."""
 
+HELD_SHARE = 8
+"""Of a GPU's memory, one such share at most is for rows that are kept so."""
+
 
 @dataclass(frozen=True)
 class Data:
@@ -369,8 +372,11 @@ class JoinedRows:
         return rows[start - self.edges[first] : stop - self.edges[first]]
 
 
-def held(blocks: Sequence[Prepared], data: Data, *, most: int | None = None) -> Sequence[Block]:
+def held(blocks: Sequence[Prepared], data: Data, task: Task) -> Sequence[Block]:
     """The blocks in memory if they fit, for probes that pass over them many times."""
-    if len(data) * data.width * 8 > (HOLD_BYTES if most is None else min(most, HOLD_BYTES)):
+    most = HOLD_BYTES
+    if task.memory is not None and array_api_compat.is_cupy_namespace(task.xp):
+        most = min(most, task.memory // HELD_SHARE)
+    if len(data) * data.width * 8 > most:
         return blocks
     return [ArrayBlock(*block.read()) for block in blocks]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from featstore.backend import Array, to_device, to_host
+from featstore.backend import Array, free_unused, to_device, to_host
 from featstore.errors import NotApplicableError, ProbeError
 from featstore.kernels.heads import Head, TrainedHead, train_heads
 from featstore.probes.base import Classifier, Fitted, check_ascending
@@ -283,6 +283,7 @@ def _views(task: Task, device: torch.device, *, augmented: bool) -> tuple[Tensor
         raise ProbeError("the stored views are not of the same train images; extract them anew")
     stacked = np.stack([part.rows()[0] for part in parts])
     labels = torch.from_numpy(task.train.labels)
+    free_unused(task.xp)
     return torch.from_numpy(stacked).to(device), labels.to(device)
 
 

@@ -110,7 +110,7 @@ class LogisticRegression(Classifier):
             rows.exact,
             **_shape(task),
             penalty=penalties[best],
-            start=chosen.start,
+            start=None if chosen.start is None else to_device(to_host(chosen.start), rows.xp),
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
             **rows.options,
@@ -166,9 +166,11 @@ class LogisticRegression(Classifier):
         """The C of the best score on the rows to choose by; without any, that nearest 1."""
         if not sides:
             return _Chosen(min(range(len(self.log10_c)), key=lambda i: abs(self.log10_c[i])))
-        paths = [self._path(Passes.over(kept, task.train, task), task, penalties)
-                 for kept, _ in sides]  # fmt: skip
-        rows = [held(asked, task.train) for _, asked in sides]
+        paths = [
+            self._path(Passes.over(kept, task.train, task, weights=len(penalties)), task, penalties)
+            for kept, _ in sides
+        ]
+        rows = [held(asked, task.train, task) for _, asked in sides]
 
         def unseen(i: int) -> tuple[np.ndarray, np.ndarray]:
             """Scores of all rows to choose by, each by the fit that has not seen it."""

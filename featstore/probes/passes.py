@@ -19,7 +19,7 @@ from featstore.kernels.cuda_softmax import CudaSoftmax
 from featstore.kernels.descent import SOLVER_ARRAYS, Basis, Evaluate, sample_step
 from featstore.kernels.host_rows import HostRows
 from featstore.kernels.softmax import Sums, category_sums, sigmoid_sums, softmax_sums
-from featstore.probes.data import Data, JoinedRows, Prepared, Task, held, on_host
+from featstore.probes.data import HELD_SHARE, Data, JoinedRows, Prepared, Task, held, on_host
 
 _WORTH_SINGLE = 2**24  # rows x features x categories from which float32 pays
 
@@ -48,10 +48,14 @@ class Passes:
         return {"basis": self.basis, "quick": self.quick, "xp": self.xp}
 
     @classmethod
-    def over(cls, blocks: Sequence[Prepared], data: Data, task: Task) -> Passes:
-        """Of rows in memory if they fit, else block by block; `data` is what they are part of."""
-        on_gpu = is_cupy_namespace(task.xp)
-        rows = held(blocks, data, most=task.memory // 8 if on_gpu and task.memory else None)
+    def over(
+        cls, blocks: Sequence[Prepared], data: Data, task: Task, *, weights: int = 1
+    ) -> Passes:
+        """Of rows in memory if they fit, else block by block; `data` is what they are part of.
+
+        `weights` are so many as fits by these passes leave.
+        """
+        rows = held(blocks, data, task)
         if rows is not blocks and is_numpy_namespace(task.xp):
             x, y = (np.concatenate(part) for part in zip(*(b.read() for b in rows), strict=True))
             if y.ndim == 2 or np.any(y != y[0]):
@@ -69,25 +73,34 @@ class Passes:
             seen += x.shape[0]
         basis = replace(Basis.of(np.concatenate(sample)), sums=sums)
         exact, xp, quick = partial(evaluate, rows=rows, task=task), task.xp, None
-        if on_gpu and not task.multi_label:
-            quick, xp = gpu_passes(blocks, sizes, data, task, Cuda())
+        if is_cupy_namespace(task.xp) and not task.multi_label:
+            quick, xp = gpu_passes(blocks, sizes, data, task, Cuda(), weights=weights)
         return cls(n, exact, quick, basis, xp)
 
 
 def gpu_passes(
-    blocks: Sequence[Prepared], sizes: Sequence[int], data: Data, task: Task, gpu: Device
+    blocks: Sequence[Prepared],
+    sizes: Sequence[int],
+    data: Data,
+    task: Task,
+    gpu: Device,
+    *,
+    weights: int = 1,
 ) -> tuple[Evaluate, Any]:
     """Passes by products of halves, within the task's memory, and where their solver is to work.
 
-    On the GPU too if what it remembers leaves half of the memory free, else on the host.
+    On the GPU too if what it remembers, and the weights it leaves, take half of the memory at most;
+    else on the host.
 
     Raises
     ------
     ProbeError
         The memory is too small.
     """
-    memory = gpu.free_memory() * 4 // 5 if task.memory is None else task.memory * 7 // 8
-    solver = SOLVER_ARRAYS * 8 * (data.width + 1) * task.n_categories
+    memory = gpu.free_memory() * 4 // 5
+    if task.memory is not None:
+        memory = task.memory - task.memory // HELD_SHARE
+    solver = (SOLVER_ARRAYS + weights) * 8 * (data.width + 1) * task.n_categories
     there = 2 * solver <= memory
     stored = on_host(blocks)
     plain = all(block.mean is None and not block.unit for block in blocks)

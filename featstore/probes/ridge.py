@@ -44,7 +44,7 @@ class Ridge(Classifier):
 
     def fit(self, task: Task) -> Fitted:
         """Scorer by fitted values."""
-        rows = held(prepared(task, task.train, self.normalisation), task.train)
+        rows = held(prepared(task, task.train, self.normalisation), task.train, task)
         lambdas = [10.0**x for x in self.log10_lambda]
         solution = _solve(task, rows, lambdas, self.normalisation)
         squared, correct = reduce_blocks(

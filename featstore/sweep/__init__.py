@@ -48,10 +48,13 @@ def probe(
     protocols : names, or names of sets; by default those that cost seconds
     seeds : of draws, splits and initialisations; a cell each
     device : `cpu`, `cuda:N`, or `auto` for a GPU if cupy finds one
-    device_memory : most bytes that kernels use of a GPU; four fifths of what is free if None
+    device_memory : most bytes of a GPU for nearest neighbours and logistic regression, whose rows
+        else take four fifths of what is free; a block of rows of other protocols takes far less,
+        but `linear` heads keep the stored train rows there
     scheduler : `threads`, `processes` (faster for many small cells; a script that asks for them
         must guard its work by `if __name__ == "__main__"`), `sync`, `local:N` (N processes) or the
-        address of a Dask scheduler
+        address of a Dask scheduler. On a GPU of this machine all of them but the last are `sync`:
+        cells take turns, so that one has its memory
     strict : whether a protocol asked for by its own name that the features are too few for is a
         failure; else it is left out as one of a set is
     overwrite : fill cells that are there again
@@ -77,12 +80,16 @@ def probe(
         device_memory,
     )  # fmt: skip
     jobs = list(find_jobs(asked, summary))
-    if len(jobs) == 1:  # a lone job has all cores to itself: its blocks are mapped, not the jobs
-        jobs, scheduler = [replace(jobs[0], parallel=True)], "sync"
-    total = sum(len(job.cells) for job in jobs)
-    done = 0
     # The same on every scheduler, since the number of threads changes the last digit of a sum.
     threads = max(1, cpu_count() // max(1, len(jobs)))
+    if device != "cpu" and "://" not in scheduler:
+        threads, scheduler = cpu_count(), "sync"
+    elif len(jobs) == 1:  # a lone job has all cores to itself: its blocks are mapped, not the jobs
+        # Not on a GPU, where one thread keeps it busy and others would not know which it is.
+        jobs = [replace(jobs[0], parallel=device == "cpu")]
+        scheduler = "sync"
+    total = sum(len(job.cells) for job in jobs)
+    done = 0
     here = scheduler in ("sync", "threads")  # then BLAS is limited once for all
     work = partial(fill, threads=threads, shared=here)
     try:

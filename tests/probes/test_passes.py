@@ -61,7 +61,7 @@ def test_memory_of_a_gpu_bounds_its_passes_and_moves_the_solver_to_the_host(gpu)
     task = replace(make_task(x, y, z, t), xp=namespace)
     blocks = prepared(task, task.train, "none")
     sizes = [len(y)]
-    solver = passes.SOLVER_ARRAYS * 8 * 65 * 8
+    solver = (passes.SOLVER_ARRAYS + 1) * 8 * 65 * 8
 
     def within(memory):
         made = replace(task, memory=memory)

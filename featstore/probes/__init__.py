@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -15,6 +16,8 @@ from featstore.names import expand_sets, unknown
 from featstore.probes import knn, linear, literal, logreg, prototypes, ridge, scores
 from featstore.probes.base import Measured, Metrics, Protocol
 from featstore.probes.data import Data, Task
+
+logger = logging.getLogger(__name__)
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
@@ -101,19 +104,33 @@ def expand(names: Iterable[str]) -> list[str]:
 def run(
     protocols: Sequence[Protocol], task: Task
 ) -> Iterator[tuple[Protocol, Measured | FeatStoreError]]:
-    """Each protocol's result on one task, or the error that it ended in; the others go on."""
+    """Each protocol's result on one task, or the error that it ended in; the others go on.
+
+    Whatever a protocol raises is its own failure: a sweep of days is not lost to one cell. What is
+    no error of the store or the features comes as a ProbeError, its traceback in the debug log.
+    """
     # The largest k first: its neighbour lists then serve every smaller one.
     tasks: dict[tuple[int, float], Task] = {}
     for protocol in sorted(protocols, key=lambda p: -getattr(p, "k", 0)):
         started = time.perf_counter()
+        found: Measured | FeatStoreError
         try:
             measured = measure(protocol, task, tasks)
+            found = replace(measured, seconds=time.perf_counter() - started)
         except FeatStoreError as error:
-            yield protocol, error
-        except (ValueError, RuntimeError) as error:  # of a kernel, such as no memory left
-            yield protocol, ProbeError(f"{protocol.name}: {error}")
-        else:
-            yield protocol, replace(measured, seconds=time.perf_counter() - started)
+            found = error
+        except Exception as error:  # numpy's and cupy's of no memory left are no RuntimeError
+            logger.debug("%s failed", protocol.name, exc_info=True)
+            # Not chained: the frames of a traceback would keep all that filled the memory.
+            found = ProbeError(f"{protocol.name}: {_told(error)}")
+        yield protocol, found
+
+
+def _told(error: Exception) -> str:
+    """What an error says, after its type's name where a message alone may say nothing."""
+    if isinstance(error, ValueError | RuntimeError) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def measure(

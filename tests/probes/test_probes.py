@@ -1,5 +1,6 @@
 """Every protocol against scikit-learn or PyTorch on the same rows, and in any division of them."""
 
+import logging
 import math
 
 import numpy as np
@@ -460,6 +461,48 @@ def test_k_beyond_the_train_split_fails_alone(data):
         by_name["knn-dino-k200"]
     )
     assert by_name["knn-marks"].metrics["top1"]["value"] > 0.5
+
+
+class OutOfMemoryError(MemoryError):
+    """As cupy's, which is neither a ValueError nor a RuntimeError."""
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (IndexError("index 5 is out of bounds"), "ncm: IndexError: index 5 is out of bounds"),
+        (MemoryError(), "ncm: MemoryError"),
+        (OutOfMemoryError("of 9 bytes"), "ncm: OutOfMemoryError: of 9 bytes"),
+        (KeyError("mean"), "ncm: KeyError: 'mean'"),
+        (ValueError("k must be 1"), "ncm: k must be 1"),
+        (RuntimeError(), "ncm: RuntimeError"),
+    ],
+)
+def test_whatever_a_protocol_raises_in_a_sweep_is_its_own_cells_failure(
+    fault, told, data, tmp_path, monkeypatch, caplog
+):
+    def fit(protocol, task):
+        raise fault
+
+    monkeypatch.setattr(probes.prototypes.NearestMean, "fit", fit)
+    caplog.set_level(logging.DEBUG, logger="featstore.probes")
+    for split, x, y in (("train", *data[:2]), ("test", *data[2:])):
+        featstore.import_features(
+            x, y, model="mine", dataset="own", split=split, dtype="float32", store=tmp_path / "s"
+        )
+    done = featstore.probe(
+        protocols=["ridge", "ncm", "lda"], store=tmp_path / "s", results=tmp_path / "r"
+    )
+    (failure,) = done.failed
+    assert failure.error == told
+    assert "ncm" in failure.what
+    assert done.filled == 2
+    found = featstore.open_results(tmp_path / "r")["top1"].squeeze(drop=True)
+    expected = {
+        name: run(name, make_task(*data)).metrics["top1"]["value"] for name in ("ridge", "lda")
+    }
+    assert found.to_series().dropna().to_dict() == pytest.approx(expected)
+    assert "raise fault" in caplog.text  # the traceback, for whoever looks for a bug
 
 
 @pytest.mark.parametrize("name", [*ALL, *SCORES[:-1]])

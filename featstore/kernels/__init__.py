@@ -1,4 +1,4 @@
-"""Pure array functions; they import `backend` and nothing else of featstore.
+"""Pure array functions; of featstore they import `backend` and `cuda` alone.
 
 Each module is loaded when it is first used: `featstore.kernels.ridge.solve_ridge`.
 """

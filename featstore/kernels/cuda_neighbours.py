@@ -38,6 +38,8 @@ def nearest_cuda(
 ) -> tuple[Array, Array]:
     """The k nearest rows of a bank to each query, exactly, as `neighbours.nearest` defines them.
 
+    Whose rows are not checked for a direction: the cosine with one of zeros is 0 here.
+
     No division into tiles changes a bit. The bank passes by once (once for every block of
     queries, where memory cannot hold all of them), in tiles copied to the GPU while the one before
     is searched; lists that fail their proof, which those of rows in random order do not, cost a

@@ -281,7 +281,8 @@ def _views(task: Task, device: torch.device, *, augmented: bool) -> tuple[Tensor
         )
     if not all(np.array_equal(part.index, task.train.index) for part in parts):
         raise ProbeError("the stored views are not of the same train images; extract them anew")
-    stacked = np.stack([part.rows()[0] for part in parts])
+    rows = [part.rows()[0] for part in parts]
+    stacked = rows[0][None] if len(rows) == 1 else np.stack(rows)  # the one is not copied
     labels = torch.from_numpy(task.train.labels)
     free_unused(task.xp)
     return torch.from_numpy(stacked).to(device), labels.to(device)

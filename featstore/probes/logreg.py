@@ -25,7 +25,7 @@ DRAWS = ("stratified", "permutation")
 
 @dataclass(frozen=True, kw_only=True)
 class LogisticRegression(Classifier):
-    """L2-penalised logistic regression with intercept, by L-BFGS to a stated gradient.
+    """L2-penalised logistic regression with intercept, by L-BFGS to a stated excess.
 
     Multinomial; of several labels a row, one regression for each category against the rest, all
     with one C.
@@ -56,8 +56,8 @@ class LogisticRegression(Classifier):
     official: bool = False
     held_out: float = 0.1
     draw: str = "stratified"
-    path_tolerance: float = 5e-6
-    path_iterations: int = 200
+    path_tolerance: float = 1e-6
+    path_iterations: int = 1000
     tolerance: float = 1e-4
     max_iterations: int = 2000
     rescaled: bool = True

@@ -52,7 +52,7 @@ def imported_without(absent, names):
 
 
 def test_kernels_for_a_gpu_need_numpy_and_cupy_alone():
-    imported_without(REST, ["cuda_neighbours", "cuda_softmax"])
+    imported_without(REST, ["cuda_neighbours", "cuda_softmax", "logistic"])
 
 
 def test_no_kernel_needs_a_store_a_scheduler_or_tables():

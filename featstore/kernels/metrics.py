@@ -34,6 +34,32 @@ class Outcomes(NamedTuple):
     margin: Array
 
 
+def check_labels(labels: Array, n_categories: int, *, xp: Any, name: str = "labels") -> None:
+    """Refuse labels that are no integers in 0..n_categories-1.
+
+    Two passes over them; of a GPU's array, two waits for its answer.
+
+    Parameters
+    ----------
+    labels : (n,) any dtype ; n_categories : c ; name : what to call them
+    xp : array namespace of `labels`
+
+    Raises
+    ------
+    ValueError
+        They are of another dtype, or one lies outside.
+    """
+    if not xp.isdtype(labels.dtype, "integral"):
+        raise ValueError(f"{name} must be integers, got {labels.dtype}")
+    if 0 in labels.shape:
+        return
+    low, high = int(xp.min(labels)), int(xp.max(labels))
+    if low < 0 or high >= n_categories:
+        raise ValueError(
+            f"{name} must lie in 0..{n_categories - 1} (categories), got {low}..{high}"
+        )
+
+
 def outcomes(scores: Array, labels: Array, *, xp: Any) -> Outcomes:
     """Best categories of each row, and where its true category stands; ties: lower index first.
 
@@ -43,8 +69,14 @@ def outcomes(scores: Array, labels: Array, *, xp: Any) -> Outcomes:
         float64), NaN is not
     labels : (n,) integer, each in 0..c-1
     xp : array namespace of both arrays
+
+    Raises
+    ------
+    ValueError
+        A label is out of range: of a negative one the score would be that of another category.
     """
     n_categories = scores.shape[1]
+    check_labels(labels, n_categories, xp=xp)
     scores = xp.astype(scores, xp.float64)
     lowest = xp.full_like(scores, _LOWEST)  # so that no score equals the -inf of what is taken
     scores = xp.where(scores > lowest, scores, lowest)
@@ -103,7 +135,13 @@ def mean_per_class(correct: np.ndarray, labels: np.ndarray, n_categories: int) -
     correct : (n,) bool
     labels : (n,) integer, each in 0..n_categories-1; a category without rows is left out
     n_categories : number of categories
+
+    Raises
+    ------
+    ValueError
+        A label is out of range.
     """
+    check_labels(labels, n_categories, xp=np)
     rows = np.bincount(labels, minlength=n_categories)
     hits = np.bincount(labels, weights=correct, minlength=n_categories)
     present = rows > 0

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri
 
+from featstore.kernels.metrics import check_labels
+
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion, without continuity correction.
@@ -70,10 +72,11 @@ def stratified_bootstrap(
     Raises
     ------
     ValueError
-        `correct` is not boolean: the draws are binomial only then.
+        `correct` is not boolean: the draws are binomial only then. A label is out of range.
     """
     if correct.dtype != np.bool_:
         raise ValueError(f"correct must be boolean, got {correct.dtype}")
+    check_labels(labels, n_categories, xp=np)
     rows = np.bincount(labels, minlength=n_categories)
     hits = np.bincount(labels, weights=correct, minlength=n_categories)
     hits, rows = hits[rows > 0], rows[rows > 0]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featstore.backend import Array, strip_size
+from featstore.kernels.metrics import check_labels
 
 
 @dataclass(frozen=True)
@@ -332,11 +333,7 @@ def _check(features: Array, labels: Array, n_categories: int, xp: Any) -> None:
             f"features must be (n, d) and labels (n,), n at least 1, got {features.shape} and "
             f"{labels.shape}"
         )
-    low, high = int(xp.min(labels)), int(xp.max(labels))
-    if low < 0 or high >= n_categories:
-        raise ValueError(
-            f"labels must lie in 0..{n_categories - 1} (categories), got {low}..{high}"
-        )
+    check_labels(labels, n_categories, xp=xp)
     finite = xp.all(xp.isfinite(features), axis=1)
     if not bool(xp.all(finite)):
         row = int(xp.argmin(xp.astype(finite, xp.int64)))
@@ -347,8 +344,10 @@ def _centred(features: Array, labels: Array, n_categories: int, xp: Any) -> tupl
     """Rows (n, d) float64 less their mean, and that mean (d,)."""
     _check(features, labels, n_categories, xp)
     rows = xp.astype(features, xp.float64)
-    mean = xp.mean(rows, axis=0)
-    return rows - mean, mean
+    pivot = rows[0, :]  # a mean of equal numbers is not always that number; a mean of zeros is 0
+    rows = rows - pivot
+    shift = xp.mean(rows, axis=0)
+    return rows - shift, pivot + shift
 
 
 def _one_hot(labels: Array, n_categories: int, dtype: Any, xp: Any) -> Array:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+import array_api_compat
+
 from featstore.backend import Array
+from featstore.kernels.metrics import check_labels
 
 Sums: TypeAlias = tuple[Array, Array, Array]
 """Loss () ; gradient (d+1, c) ; sum of p (1 - p) of each category (c,): how uncertain its rows are,
@@ -27,12 +30,27 @@ def softmax_loss(weight: Array, features: Array, labels: Array, *, xp: Any) -> t
     Returns
     -------
     loss : () ; gradient : (d+1, c), both in the dtype of `weight`
+
+    Raises
+    ------
+    ValueError
+        A label is out of range; of a GPU's arrays none is looked at (see `softmax_sums`).
     """
     return softmax_sums(weight, features, labels, xp=xp)[:2]
 
 
 def softmax_sums(weight: Array, features: Array, labels: Array, *, xp: Any) -> Sums:
-    """Loss and gradient of `softmax_loss`, and the sum of p (1 - p) of each category (c,)."""
+    """Loss and gradient of `softmax_loss`, and the sum of p (1 - p) of each category (c,).
+
+    Of a GPU's arrays the caller must have checked the labels: to look at them here would make the
+    host wait at every block of every pass.
+
+    Raises
+    ------
+    ValueError
+        A label is out of range, of arrays on the host: its row would have a loss of no category.
+    """
+    _check(labels, weight.shape[1], xp)
     logits = _logits(weight, features, xp)
     odds = xp.exp(logits)
     total = xp.sum(odds, axis=1, keepdims=True)
@@ -50,8 +68,14 @@ def category_sums(features: Array, labels: Array, n_categories: int, *, xp: Any)
     ----------
     features : (n, d) floating
     labels : (n,) integer, each in 0..c-1; or (n, c), 1 where a row has the category
+
+    Raises
+    ------
+    ValueError
+        A label is out of range, of arrays on the host (see `softmax_sums`).
     """
     if labels.ndim == 1:
+        _check(labels, n_categories, xp)
         present = labels[:, None] == xp.arange(n_categories, dtype=labels.dtype)[None, :]
     else:
         present = labels == 1
@@ -105,6 +129,11 @@ def predict_log_proba(weight: Array, features: Array, *, xp: Any) -> Array:
     """
     logits = _logits(weight, features, xp)
     return logits - xp.log(xp.sum(xp.exp(logits), axis=1, keepdims=True))
+
+
+def _check(labels: Array, n_categories: int, xp: Any) -> None:
+    if not array_api_compat.is_cupy_array(labels):
+        check_labels(labels, n_categories, xp=xp)
 
 
 def _logits(weight: Array, features: Array, xp: Any) -> Array:

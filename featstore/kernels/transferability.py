@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from featstore.backend import Array
+from featstore.kernels.metrics import check_labels
 from featstore.kernels.ridge import Gram
 
 _FIXED_POINTS = 1000
 _SETTLED = 1e-8
+_NO_SPREAD = "features must vary from row to row, and all rows are equal"
 
 
 def log_evidence(gram: Gram, *, xp: Any) -> float:
@@ -90,10 +92,19 @@ def label_alignment(gram: Gram, *, xp: Any) -> float:
     Source: Kornblith, Norouzi, Lee, Hinton, *Similarity of Neural Network Representations
     Revisited* (ICML 2019), eq. 3 with linear kernels; of labels it is the centred kernel-target
     alignment of Cortes, Mohri, Rostamizadeh (JMLR 13, 2012).
+
+    Raises
+    ------
+    ValueError
+        All rows are equal, or of one category.
     """
+    _check_spread(gram, xp)
     n, counts = gram.n, gram.counts
     targets = xp.eye(counts.shape[0], dtype=counts.dtype) * counts - counts[:, None] * counts / n
-    norm = xp.sqrt(xp.sum(gram.xx * gram.xx)) * xp.sqrt(xp.sum(targets * targets))
+    spread = xp.sum(targets * targets)
+    if not float(spread) > 0:
+        raise ValueError("labels must be of two categories or more, and all are of one")
+    norm = xp.sqrt(xp.sum(gram.xx * gram.xx)) * xp.sqrt(spread)
     return float(xp.sum(gram.xy * gram.xy) / norm)
 
 
@@ -102,9 +113,16 @@ def rank_me(gram: Gram, *, xp: Any) -> float:
 
     Source: Garrido, Balestriero, Najman, LeCun, *RankMe: Assessing the Downstream Performance of
     Pretrained Self-Supervised Representations by Their Rank* (ICML 2023), eq. 1, epsilon 1e-7.
+
+    Raises
+    ------
+    ValueError
+        All features are 0.
     """
     values, _ = _second_moments(gram, xp)
     singular = xp.sqrt(xp.where(values > 0, values, xp.zeros_like(values)))
+    if not float(xp.max(singular)) > 0:
+        raise ValueError("features must not all be 0, and they are")
     share = singular / xp.sum(singular) + 1e-7
     return float(xp.exp(-xp.sum(share * xp.log(share))))
 
@@ -114,7 +132,13 @@ def participation_ratio(gram: Gram, *, xp: Any) -> float:
 
     Source: Gao, Trautmann, Yu, Santhanam, Ryu, Shenoy, Ganguli, *A theory of multineuronal
     dimensionality, dynamics and measurement* (2017), eq. 5.
+
+    Raises
+    ------
+    ValueError
+        All rows are equal.
     """
+    _check_spread(gram, xp)
     return float(xp.sum(xp.linalg.diagonal(gram.xx)) ** 2 / xp.sum(gram.xx * gram.xx))
 
 
@@ -152,7 +176,7 @@ def coding_gain(features: np.ndarray, labels: np.ndarray, *, epsilon: float = 1e
     ----------
     features : (n, d) floating ; labels : (n,) integer
     """
-    rows = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
+    rows = _centred(features)
     whole = _coding_rate(rows, epsilon)
     parts = [_coding_rate(rows[labels == one], epsilon) for one in np.unique(labels)]
     return whole - float(np.mean(parts))
@@ -174,6 +198,11 @@ def bhattacharyya_overlap(features: np.ndarray, labels: np.ndarray, *, width: in
     Parameters
     ----------
     features : (n, d) floating ; labels : (n,) integer
+
+    Raises
+    ------
+    ValueError
+        All rows are equal.
     """
     rows = _principal(features, width)
     width = rows.shape[1]
@@ -188,9 +217,19 @@ def bhattacharyya_overlap(features: np.ndarray, labels: np.ndarray, *, width: in
     return float(-(overlap.sum() - np.trace(overlap)))
 
 
+def _centred(features: np.ndarray) -> np.ndarray:
+    """Rows in float64 less their mean; a column that is constant becomes exactly 0."""
+    rows = features.astype(np.float64)
+    rows -= rows[0].copy()  # a mean of equal numbers is not always that number
+    rows -= rows.mean(axis=0)
+    return rows
+
+
 def _principal(features: np.ndarray, width: int, energy: float = 1.0) -> np.ndarray:
     """Rows in their first principal components: `width` of them, or fewer that hold the energy."""
-    rows = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
+    rows = _centred(features)
+    if not rows.any():
+        raise ValueError(_NO_SPREAD)
     values, basis = np.linalg.eigh(rows.T @ rows)
     values, basis = values[::-1], basis[:, ::-1]
     share = np.cumsum(values) / values.sum()
@@ -221,7 +260,13 @@ def mixture_leep(
     Parameters
     ----------
     features : (n, d) floating ; labels : (n,) integer, each in 0..n_categories-1
+
+    Raises
+    ------
+    ValueError
+        A label is out of range; all rows are equal.
     """
+    check_labels(labels, n_categories, xp=np)
     from sklearn.mixture import GaussianMixture  # slow to import
 
     rows = _principal(features, features.shape[1], energy)
@@ -232,6 +277,11 @@ def mixture_leep(
     conditional = joint / np.maximum(joint.sum(axis=0), np.finfo(np.float64).tiny)
     likelihood = (posterior @ conditional.T)[np.arange(len(rows)), labels]
     return float(np.mean(np.log(likelihood)))
+
+
+def _check_spread(gram: Gram, xp: Any) -> None:
+    if not float(xp.max(xp.linalg.diagonal(gram.xx))) > 0:
+        raise ValueError(_NO_SPREAD)
 
 
 def _second_moments(gram: Gram, xp: Any) -> tuple[Array, Array]:

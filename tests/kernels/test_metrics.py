@@ -14,6 +14,7 @@ from torchmetrics.functional.classification import (
 from featstore.backend import to_host
 from featstore.kernels.metrics import (
     bootstrap_precision,
+    check_labels,
     expected_calibration_error,
     interpolated_precision,
     mean_per_class,
@@ -56,6 +57,27 @@ def test_outcomes_are_float64_and_int64_whatever_comes_in(xp, dtype):
     top, top_score, rank, margin = outcomes(scores, labels, xp=xp)
     assert top.dtype == rank.dtype == xp.int64
     assert top_score.dtype == margin.dtype == xp.float64
+
+
+@pytest.mark.parametrize(
+    ("labels", "fault"),
+    [
+        ([0, 3], r"labels must lie in 0..2 \(categories\), got 0..3"),
+        ([-1, 1], "got -1..1"),
+        ([2**40, 1], r"got 1..1099511627776"),
+        ([0.0, 1.0], "labels must be integers, got .*float64"),
+        ([True, False], "labels must be integers, got .*bool"),
+    ],
+)
+def test_labels_that_are_no_categories_are_refused(xp, labels, fault):
+    labels = xp.asarray(np.array(labels))
+    with pytest.raises(ValueError, match=fault):
+        check_labels(labels, 3, xp=xp)
+    with pytest.raises(ValueError, match=fault):
+        outcomes(xp.zeros((2, 3)), labels, xp=xp)
+    with pytest.raises(ValueError, match=fault):
+        mean_per_class(np.ones(2, bool), to_host(labels), 3)
+    check_labels(labels[:0] if "lie" in fault else xp.asarray([0, 2]), 3, xp=xp)
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])

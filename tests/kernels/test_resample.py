@@ -74,6 +74,12 @@ def test_no_rows_have_no_bootstrap_and_scores_are_refused():
         stratified_bootstrap(np.ones(3), np.zeros(3, int), 2, resamples=5, rng=rng)
 
 
+def test_a_label_beyond_the_categories_is_none_of_the_bootstraps():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match=r"labels must lie in 0..1 \(categories\), got 0..2"):
+        stratified_bootstrap(np.ones(3, bool), np.arange(3), 2, resamples=5, rng=rng)
+
+
 def models(n=300):
     """Correctness of four models, of which the second and the last are the same."""
     rng = np.random.default_rng(0)

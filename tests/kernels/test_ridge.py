@@ -147,6 +147,16 @@ def test_a_mean_that_dwarfs_the_spread_costs_no_digits():
     np.testing.assert_allclose(far, near, rtol=1e-6)
 
 
+def test_a_column_that_is_constant_adds_nothing_not_even_rounding(xp):
+    features, labels = np.full((41, 2), 0.1), np.arange(41) % 2  # 41 x 0.1 / 41 is not 0.1
+    parts = (slice(0, 3), slice(3, 41))
+    blocks = [(xp.asarray(features[part]), xp.asarray(labels[part])) for part in parts]
+    gram = reduce(merge_grams, (gram_block(*block, n_categories=2, xp=xp) for block in blocks))
+    np.testing.assert_array_equal(to_host(gram.mean), 0.1)
+    for sums in (gram.xx, gram.xy):
+        np.testing.assert_array_equal(to_host(sums), 0)
+
+
 def test_a_row_the_fit_passes_through_gives_finite_errors(xp):
     # The leverage of both rows is 1 / 2 + 1 / (2 + 1e-30), which is 1 in float64.
     features, labels = np.array([[1.0], [-1.0]]), np.array([0, 1])
@@ -186,10 +196,11 @@ def test_what_has_nothing_to_tell_apart_is_refused(xp, labels, fault, d):
         (np.ones((0, 2)), [], r"n at least 1, got \(0, 2\)"),
         (np.array([[1.0], [np.nan]]), [0, 1], "features must be finite, and row 1 is not"),
         (np.array([[-np.inf], [np.inf]]), [0, 1], "row 0 is not"),
+        (np.ones((2, 2)), [0.0, 1.0], "labels must be integers, got .*float64"),
     ],
 )
 def test_rows_that_cannot_be_are_refused(xp, features, labels, fault):
-    block = xp.asarray(features), xp.asarray(np.array(labels, dtype=np.int64))
+    block = xp.asarray(features), xp.asarray(np.array(labels) if labels else np.zeros(0, int))
     with pytest.raises(ValueError, match=fault):
         gram_block(*block, n_categories=3, xp=xp)
     with pytest.raises(ValueError, match=fault):

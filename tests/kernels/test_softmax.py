@@ -10,6 +10,7 @@ from featstore.kernels.softmax import (
     predict_log_proba,
     sigmoid_loss,
     softmax_loss,
+    softmax_sums,
 )
 
 from .conftest import evaluate, problem
@@ -38,6 +39,25 @@ def test_results_have_the_dtype_of_the_weight(xp):
     arrays = (xp.zeros((4, 2), dtype=xp.float32), xp.ones((3, 3), dtype=xp.float32))
     loss, gradient = softmax_loss(*arrays, xp.asarray([0, 1, 1]), xp=xp)
     assert loss.dtype == gradient.dtype == xp.float32
+
+
+@pytest.mark.parametrize(
+    ("labels", "fault"),
+    [
+        ([0, 1, 3], r"labels must lie in 0..2 \(categories\), got 0..3"),
+        ([0, -1, 1], "got -1..1"),
+        ([0.0, 1.0, 2.0], "labels must be integers, got .*float64"),
+    ],
+)
+def test_a_label_of_no_category_is_refused_on_the_host(xp, labels, fault):
+    if "cupy" in xp.__name__:
+        pytest.skip("there a check would wait for the GPU at every block; probes check once")
+    features, labels = xp.ones((3, 2)), xp.asarray(labels)
+    for kernel in (softmax_loss, softmax_sums):
+        with pytest.raises(ValueError, match=fault):
+            kernel(xp.zeros((3, 3)), features, labels, xp=xp)
+    with pytest.raises(ValueError, match=fault):
+        category_sums(features, labels, 3, xp=xp)
 
 
 def test_log_probabilities_are_those_of_scipy_even_where_odds_overflow(xp):

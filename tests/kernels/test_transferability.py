@@ -207,6 +207,39 @@ def test_spectral_decay_of_too_few_directions_is_refused(xp):
         scores.spectral_decay(sums(x, y, xp), first=11, last=100, xp=xp)
 
 
+@pytest.mark.parametrize("value", [0.1, 1.0, 0.0])  # 0.1 has a mean beside it
+def test_rows_that_are_all_equal_have_no_score(xp, value):
+    x, y = np.full((60, 5), value), np.arange(60) % 3
+    for score in (scores.label_alignment, scores.participation_ratio):
+        with pytest.raises(ValueError, match="must vary from row to row, and all rows are equal"):
+            score(sums(x, y, xp), xp=xp)
+    for score in (
+        scores.bhattacharyya_overlap,
+        lambda x, y: scores.mixture_leep(x, y, n_categories=3),
+    ):
+        with pytest.raises(ValueError, match="must vary from row to row, and all rows are equal"):
+            score(x, y)
+    assert scores.h_score(sums(x, y, xp), xp=xp) == 0
+    assert scores.coding_gain(x, y) == 0
+    if value:
+        assert scores.rank_me(sums(x, y, xp), xp=xp) == pytest.approx(1, abs=1e-4)
+    else:
+        with pytest.raises(ValueError, match="features must not all be 0"):
+            scores.rank_me(sums(x, y, xp), xp=xp)
+
+
+def test_one_category_is_aligned_with_nothing(xp):
+    x, _ = problem()
+    with pytest.raises(ValueError, match="labels must be of two categories or more"):
+        scores.label_alignment(sums(x, np.zeros(90, int), xp, c=2), xp=xp)
+
+
+def test_nleep_of_labels_beyond_its_categories_is_refused():
+    x, y = problem()
+    with pytest.raises(ValueError, match=r"labels must lie in 0..2 \(categories\), got 0..3"):
+        scores.mixture_leep(x, y, n_categories=3)
+
+
 @pytest.mark.parametrize("shape", [(90, 6), (40, 60)])
 def test_transrate_is_its_algorithm(shape):
     x, y = problem(*shape)

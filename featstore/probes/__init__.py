@@ -170,8 +170,10 @@ def score(
     Parameters
     ----------
     X_train, X_test : (n, d) and (m, d) finite features
-    y_train, y_test : (n,) and (m,) integer labels in 0..c-1
+    y_train, y_test : (n,) and (m,) whole numbers in 0..c-1, c at most 2**20
     protocol : its name
+    seed : of draws, splits and initialisations; 0 or more
+    device : `cpu`, `cuda` or `cuda:N`
 
     Returns
     -------
@@ -180,9 +182,13 @@ def score(
     Raises
     ------
     UnknownNameError, ProbeError, ValueError
-        No such protocol; it cannot run on these; shapes do not fit or features are not finite.
+        No such protocol; it cannot run on these; shapes do not fit, features are not finite, a
+        label is none, or the seed is below 0.
     """
-    train, test = Data.of_arrays(X_train, y_train), Data.of_arrays(X_test, y_test)
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
+    train = Data.of_arrays(X_train, y_train, names=("X_train", "y_train"))
+    test = Data.of_arrays(X_test, y_test, names=("X_test", "y_test"))
     n_categories = int(max(train.labels.max(initial=0), test.labels.max(initial=0))) + 1
     task = Task(train, test, n_categories, seed, namespace(device), device)
     return measure(get(protocol), task).metrics

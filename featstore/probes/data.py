@@ -28,6 +28,9 @@ SHOTS = (1, 2, 5, 10)
 SUBSET_SEED = 42
 """The published seed of a draw of train images, to which the cell's is added."""
 
+MOST_CATEGORIES = 2**20
+"""Of labels in memory: a larger one is no category but an id, and would ask for much memory."""
+
 HOLD_BYTES = 2 * 2**30
 """A probe that reads its rows many times keeps them in memory up to this size."""
 
@@ -72,22 +75,39 @@ class Data:
         )
 
     @classmethod
-    def of_arrays(cls, features: np.ndarray, labels: np.ndarray) -> Data:
-        """(n, d) finite features and (n,) labels in memory.
+    def of_arrays(
+        cls,
+        features: np.ndarray,
+        labels: np.ndarray,
+        *,
+        names: tuple[str, str] = ("features", "labels"),
+    ) -> Data:
+        """Rows in memory.
+
+        Parameters
+        ----------
+        features : (n, d) finite numbers, neither 0
+        labels : (n,) whole numbers in 0..2**20-1, whatever their dtype
+        names : what to call the two in errors
 
         Raises
         ------
         ValueError
-            Shapes do not fit, or a feature is not finite.
+            Shapes do not fit, a feature is not finite, or a label is none.
         """
         features, labels = np.asarray(features), np.asarray(labels)
-        if features.ndim != 2 or labels.shape != features.shape[:1]:
+        x, y = names
+        if features.ndim != 2 or 0 in features.shape or labels.shape != features.shape[:1]:
             raise ValueError(
-                f"features must be (n, d) and labels (n,), got {features.shape} and {labels.shape}"
+                f"{x} must be (n, d), neither 0, and {y} (n,), got {features.shape} and "
+                f"{labels.shape}"
             )
-        if not np.isfinite(features).all():
-            raise ValueError("features must be finite, and some are NaN or infinite")
-        labels = labels.astype(np.int64)
+        if features.dtype.kind not in "fiub":
+            raise ValueError(f"{x} must be real numbers, got {features.dtype}")
+        finite = np.isfinite(features).all(axis=1)
+        if not finite.all():
+            raise ValueError(f"{x} must be finite, and row {int(finite.argmin())} is not")
+        labels = _whole(labels, y)
         n, mean, m2 = block_moments(features.astype(np.float64), xp=np)
         spans = [slice(i, min(i + _BLOCK_ROWS, n)) for i in range(0, n, _BLOCK_ROWS)]
         return cls(
@@ -228,20 +248,46 @@ class Task:
         train = self.train.take(np.sort(chosen))
         return replace(self, train=train, cache={}, val=None, views=(), drawn=True, lists=None)
 
+    def check_rows(self) -> None:
+        """Refuse splits that do not fit together, whatever is done with their rows.
+
+        Kernels that read many blocks leave the labels' range to this one look at them.
+
+        Raises
+        ------
+        ProbeError
+            A split has no rows, or no or other features than train; a label is out of range.
+        """
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        for name, part in parts.items():
+            if part is None:
+                continue
+            if not len(part) or not part.width:
+                raise ProbeError(
+                    f"{name} has {len(part)} valid rows of {part.width} features; a score needs "
+                    f"one or more of both"
+                )
+            if part.width != self.train.width:
+                raise ProbeError(
+                    f"train has {self.train.width} features and {name} {part.width}; they must be "
+                    f"of one model"
+                )
+            low, high = int(part.labels.min()), int(part.labels.max())
+            if part.labels.ndim == 1 and not 0 <= low <= high < self.n_categories:
+                raise ProbeError(
+                    f"labels of {name} must lie in 0..{self.n_categories - 1} (categories), "
+                    f"got {low}..{high}"
+                )
+
     def check(self) -> None:
         """Refuse what no protocol can score.
 
         Raises
         ------
         ProbeError
-            No rows, one category only, or one in test that train lacks.
+            As `check_rows`; one category only, or one in test that train lacks.
         """
-        if not len(self.train) or not len(self.test):
-            raise ProbeError("train or test has no valid rows; extract again without skipping")
-        if self.train.width != self.test.width:
-            raise ProbeError(
-                f"train has {self.train.width} features and test {self.test.width}; extract again"
-            )
+        self.check_rows()
         if self.multi_label:
             return
         known = np.unique(self.train.labels)
@@ -255,6 +301,24 @@ class Task:
                 f"test holds label {strangers[0]}, which train lacks ({len(strangers)} such); give "
                 f"train images of it, or leave it out of test"
             )
+
+
+def _whole(labels: np.ndarray, name: str) -> np.ndarray:
+    """Labels (n,), n at least 1, as int64; refused where one is no whole number or out of range."""
+    if labels.dtype.kind not in "fiub":
+        raise ValueError(f"{name} must be whole numbers 0..c-1, got {labels.dtype}")
+    if labels.dtype.kind == "f":
+        whole = np.isfinite(labels) & (labels == np.trunc(labels))
+        if not whole.all():
+            row = int(whole.argmin())
+            raise ValueError(f"{name} must be whole numbers 0..c-1, and row {row} is {labels[row]}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= MOST_CATEGORIES:
+        raise ValueError(
+            f"{name} must lie in 0..{MOST_CATEGORIES - 1} (at most 2**20 categories), got "
+            f"{low}..{high}"
+        )
+    return labels.astype(np.int64)
 
 
 def drawn_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:

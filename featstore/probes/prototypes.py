@@ -136,9 +136,16 @@ class Episodes(Protocol):
         return tuple(name for name in ("train", "val", "test") if name in stored)
 
     def check(self, task: Task) -> None:
-        """Refuse what has too few categories or images for an episode."""
+        """Refuse what has too few categories or images for an episode.
+
+        Raises
+        ------
+        ProbeError
+            As `Task.check_rows`; too few categories have as many images as are drawn.
+        """
         if task.multi_label:
             raise NotApplicableError(f"{self.name} is for one label an image")
+        task.check_rows()
         enough = int((np.bincount(_labels(task)) >= self.support + self.queries).sum())
         if enough < self.ways:
             raise NotApplicableError(

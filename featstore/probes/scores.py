@@ -41,6 +41,14 @@ class TrainStatistic(Protocol):
                 f"got {self.most_rows}"
             )
 
+    def check(self, task: Task) -> None:
+        """As for every protocol; some ask for rows that differ."""
+        super().check(task)
+        if self.statistic in _OF_SPREAD and not task.train.variance.any():
+            raise NotApplicableError(
+                f"{self.name} needs features that vary, and all train rows are equal"
+            )
+
     def measure(self, task: Task) -> Measured:
         """The statistic, without an interval."""
         value = STATISTICS[self.statistic](self, task)
@@ -167,6 +175,7 @@ def _mixture(protocol: TrainStatistic, task: Task) -> float:
 
 
 _OF_ROWS = ("transrate", "gbc", "nleep")  # the others are of sums over all rows
+_OF_SPREAD = ("gbc", "nleep", "label_cka", "participation_ratio")  # nothing over nothing, of none
 
 STATISTICS: dict[str, Callable[[TrainStatistic, Task], float]] = {
     "logme": _from_sums(transferability.log_evidence),

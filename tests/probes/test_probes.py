@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -514,11 +515,78 @@ def test_one_category_and_unknown_categories_are_refused(name, data):
         run(name, make_task(x, np.minimum(y, 2), z, t))
 
 
-def test_arrays_that_do_not_fit_are_refused(data):
-    x, y, z, t = data
-    with pytest.raises(ValueError, match=r"features must be \(n, d\)"):
-        featstore.score(x[0], y, z, t, protocol="ridge")
-    spoiled = z.copy()
-    spoiled[0, 0] = np.nan
-    with pytest.raises(ValueError, match="must be finite"):
-        featstore.score(x, y, spoiled, t, protocol="ridge")
+def spoilt(values, place, value):
+    changed = np.array(values)
+    changed[place] = value
+    return changed
+
+
+@pytest.mark.parametrize("name", ["ridge", "fewshot-5shot-ericsson+ways=2"])
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda x, y, z, t: (x[0], y, z, t), r"X_train must be \(n, d\), .* and y_train \(n,\), "
+         r"got \(12,\) and \(240,\)"),
+        (lambda x, y, z, t: (x, y, z, t[1:]), r"y_test \(n,\), got \(150, 12\) and \(149,\)"),
+        (lambda x, y, z, t: (x[:0], y[:0], z, t), r"X_train must be .* neither 0, .* \(0, 12\)"),
+        (lambda x, y, z, t: (x, y, z[:0], t[:0]), r"X_test must be .* neither 0, .* \(0, 12\)"),
+        (lambda x, y, z, t: (x[:, :0], y, z[:, :0], t), r"X_train must be .* got \(240, 0\)"),
+        (lambda x, y, z, t: (x, y, spoilt(z, (7, 3), np.nan), t), "X_test must be .* row 7 is not"),
+        (lambda x, y, z, t: (spoilt(x, 9, np.inf), y, z, t), "X_train must be finite, and row 9"),
+        (lambda x, y, z, t: (x + 1j, y, z, t), "X_train must be real numbers, got complex64"),
+        (lambda x, y, z, t: (x.astype(str), y, z, t), "X_train must be real numbers, got <U"),
+        (lambda x, y, z, t: (x, y + 0.5, z, t), r"y_train must be whole numbers .* row 0 is \d.5"),
+        (lambda x, y, z, t: (x, spoilt(y * 1.0, 4, np.nan), z, t), "y_train .* row 4 is nan"),
+        (lambda x, y, z, t: (x, y, z, spoilt(t * 1.0, 4, np.inf)), "y_test .* row 4 is inf"),
+        (lambda x, y, z, t: (x, y - 1, z, t), r"y_train must lie in 0..1048575 .* got -1..2"),
+        (lambda x, y, z, t: (x, y, z, spoilt(t, 0, 10**10)), r"2\*\*20 cat.* got 0..10000000000"),
+        (lambda x, y, z, t: (x, y, z, t.astype(str)), "y_test must be whole numbers .*, got <U"),
+        (lambda x, y, z, t: (x, y.astype(object), z, t), "y_train must be whole .*, got object"),
+    ],
+)  # fmt: skip
+def test_arrays_that_cannot_be_scored_are_refused_by_name(name, change, fault, data):
+    with pytest.raises(ValueError, match=fault):
+        featstore.score(*change(*data), protocol=name)
+
+
+def test_a_seed_below_0_is_refused_by_name(data):
+    with pytest.raises(ValueError, match="seed must be 0 or more, got -1"):
+        featstore.score(*data, protocol="ridge", seed=-1)
+
+
+@pytest.mark.parametrize("dtype", [float, np.float16, np.uint8, np.int32, bool])
+def test_labels_of_any_dtype_count_by_their_value(dtype):
+    x, y, z, t = make_data(n_categories=2)
+    found = featstore.score(x, y.astype(dtype), z, t.astype(dtype), protocol="ridge")
+    assert found == featstore.score(x, y, z, t, protocol="ridge")
+
+
+def emptied(part):
+    """No rows, as of a split whose images were all skipped."""
+    none = np.zeros(0, np.int64)
+    return replace(part, blocks=[], sizes=[], index=none, labels=none)
+
+
+@pytest.mark.parametrize("name", ["knn-marks", "fewshot-5shot-ericsson+ways=2"])
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda task: {"train": emptied(task.train)}, "train has 0 valid rows of 12 features"),
+        (lambda task: {"test": emptied(task.test)}, "test has 0 valid rows of 12 features"),
+        (lambda task: {"val": emptied(task.test)}, "val has 0 valid rows of 12 features"),
+        (lambda task: {"test": narrower(task.test)}, "train has 12 features and test 11; they"),
+        (lambda task: {"val": narrower(task.test)}, "train has 12 features and val 11; they"),
+        (lambda task: {"n_categories": 3}, r"labels of train must lie in 0..2 .*, got 0..3"),
+        (lambda task: {"test": replace(task.test, labels=task.test.labels - 1)},
+         r"labels of test must lie in 0..3 \(categories\), got -1..2"),
+    ],
+)  # fmt: skip
+def test_splits_that_do_not_fit_together_are_refused(name, change, fault, data):
+    task = make_task(*data)
+    with pytest.raises(ProbeError, match=fault):
+        run(name, replace(task, **change(task)))
+
+
+def narrower(part):
+    features, labels = part.rows()
+    return probes.Data.of_arrays(features[:, 1:], labels)

@@ -6,7 +6,9 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_mutual_info_score, average_precision_score
 from sklearn.metrics.pairwise import cosine_similarity
 
+import featstore
 from featstore import probes
+from featstore.errors import NotApplicableError
 from featstore.kernels import transferability
 from featstore.kernels.ridge import gram_block
 from featstore.probes.scores import STATISTICS
@@ -59,6 +61,23 @@ def test_statistics_of_rows_look_at_some_where_there_are_many(data, name):
         "nleep": lambda x, y: transferability.mixture_leep(x, y, n_categories=4),
     }[name]
     assert value[0][name]["value"] == pytest.approx(kernel(x.astype(np.float64), y))
+
+
+@pytest.mark.parametrize("name", ["gbc", "nleep", "label-cka", "participation-ratio"])
+@pytest.mark.parametrize("value", [0.1, 0.0])
+def test_scores_of_spread_do_not_apply_where_there_is_none(data, name, value):
+    x, y, z, t = data
+    constant = np.full_like(x, value)
+    with pytest.raises(NotApplicableError, match=f"{name} needs features that vary, and all train"):
+        run(name, make_task(constant, y, z, t))
+    with pytest.raises(NotApplicableError, match="all train rows are equal"):
+        featstore.score(constant, y, z, t, protocol=name)
+
+
+def test_rankme_needs_a_feature_that_is_not_0(data):
+    x, y, z, t = data
+    with pytest.raises(probes.ProbeError, match="rankme: features must not all be 0, and they are"):
+        run("rankme", make_task(x * 0, y, z, t))
 
 
 def test_alpha_req_needs_enough_directions(data):

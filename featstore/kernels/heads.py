@@ -6,8 +6,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import array_api_compat.torch
 import torch
 from torch import Tensor
+
+from featstore.kernels.metrics import check_labels
 
 _EPS = 1e-5  # of BatchNorm, as in torch
 
@@ -75,8 +78,8 @@ def train_heads(
     Parameters
     ----------
     batches : features (m, d) in the dtype of the starts and finite, labels (m,) int64 in 0..c-1,
-        and the factor of all learning rates in this step; two rows or more for BatchNorm
-    heads : at least one, all of as many features d and categories c
+        and the factor of all learning rates in this step, finite; two rows or more for BatchNorm
+    heads : at least one, all of as many features d and categories c and of one dtype
     momentum : in 0..1, not 1
     clip : largest norm of a head's gradient
 
@@ -88,8 +91,8 @@ def train_heads(
     Raises
     ------
     ValueError
-        No heads or batches; shapes do not fit; a number, label or feature outside its range. A
-        head that diverges is no error: its loss and weights are then not finite.
+        No heads or batches; shapes or dtypes do not fit; a number, label or feature outside its
+        range. A head that diverges is no error: its loss and weights are then not finite.
     """
     _check(heads, momentum, clip)
     order = sorted(range(len(heads)), key=lambda i: heads[i].bn)  # stable
@@ -97,9 +100,8 @@ def train_heads(
     parts = [part for part in (order[:plain], order[plain:]) if part]
     groups = [_Group([heads[i] for i in part], momentum, clip) for part in parts]
     losses = []
-    width, categories = heads[0].start.shape[1], heads[0].start.shape[0]
     for x, y, factor in batches:
-        _check_batch(x, y, width, categories, need=2 if groups[-1].bn else 1)
+        _check_batch(x, y, factor, heads[0].start, need=2 if groups[-1].bn else 1)
         step = torch.cat([group.step(x, y, factor) for group in groups])
         if not step.isfinite().all() and not x.isfinite().all():
             raise ValueError("features of a batch must be finite, and some are not")
@@ -200,7 +202,15 @@ def _check(heads: Sequence[Head], momentum: float, clip: float) -> None:
         raise ValueError(
             f"starts of heads must all be of one shape (c, d), c at least 2, got {sorted(shapes)}"
         )
-    for head in heads:
+    dtypes = {head.start.dtype for head in heads}
+    if len(dtypes) > 1 or not first.is_floating_point():
+        raise ValueError(
+            f"starts of heads must all be of one floating dtype, got "
+            f"{', '.join(sorted(map(str, dtypes)))}"
+        )
+    for i, head in enumerate(heads):
+        if not head.start.isfinite().all():
+            raise ValueError(f"starts of heads must be finite, and that of head {i} is not")
         if not (0 < head.lr < math.inf and 0 <= head.weight_decay < math.inf):
             raise ValueError(
                 f"lr must be above 0 and weight_decay at least 0, both finite, got {head.lr:g} and "
@@ -213,7 +223,8 @@ def _check(heads: Sequence[Head], momentum: float, clip: float) -> None:
         )
 
 
-def _check_batch(x: Tensor, y: Tensor, width: int, categories: int, *, need: int) -> None:
+def _check_batch(x: Tensor, y: Tensor, factor: float, start: Tensor, *, need: int) -> None:
+    categories, width = start.shape
     if x.ndim != 2 or x.shape[1] != width or y.shape != x.shape[:1]:
         raise ValueError(
             f"features of a batch must be (m, {width}), as wide as the heads, and labels (m,), got "
@@ -221,6 +232,11 @@ def _check_batch(x: Tensor, y: Tensor, width: int, categories: int, *, need: int
         )
     if len(x) < need:
         raise ValueError(f"a batch must hold at least {need} rows, got {len(x)}")
-    low, high = (int(end) for end in y.aminmax())
-    if low < 0 or high >= categories:
-        raise ValueError(f"labels must lie in 0..{categories - 1} (categories), got {low}..{high}")
+    if x.dtype != start.dtype or y.dtype != torch.int64:
+        raise ValueError(
+            f"features of a batch must be {start.dtype} (that of the starts) and labels "
+            f"torch.int64, got {x.dtype} and {y.dtype}"
+        )
+    if not math.isfinite(factor):
+        raise ValueError(f"the factor of learning rates must be finite, got {factor}")
+    check_labels(y, categories, xp=array_api_compat.torch)

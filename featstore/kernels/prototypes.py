@@ -65,8 +65,9 @@ def _fused(features: np.ndarray, drawn: np.ndarray, support: int) -> np.ndarray:
     """The same, by torch's gathering mean and its product at chosen places of a matrix."""
     episodes, ways, size = drawn.shape
     queries = ways * (size - support)
-    x = torch.from_numpy(features)
-    rows = torch.from_numpy(drawn.astype(np.int64))
+    # torch has no negative strides, and warns of memory that it must not write to.
+    x = torch.from_numpy(np.require(features, requirements=["C", "W"]))
+    rows = torch.from_numpy(np.array(drawn, np.int64, order="C"))
     bags = rows[:, :, :support].reshape(-1, support)
     apart = torch.nn.functional.embedding_bag(bags, x, mode="mean").view(episodes, ways, -1)
     middle = apart.mean(dim=1, keepdim=True)
@@ -93,13 +94,16 @@ def _fused(features: np.ndarray, drawn: np.ndarray, support: int) -> np.ndarray:
 
 
 def _check(features: Array, drawn: Array, support: int, xp: Any) -> None:
-    if len(features.shape) != 2 or len(drawn.shape) != 3 or 0 in drawn.shape:
+    shapes = (*features.shape, *drawn.shape)
+    if len(features.shape) != 2 or len(drawn.shape) != 3 or 0 in shapes:
         raise ValueError(
             f"features must be (n, d) and drawn (e, w, s + q), none of them 0, got "
             f"{features.shape} and {drawn.shape}"
         )
     if features.dtype not in (xp.float32, xp.float64):
         raise ValueError(f"features must be float32 or float64, got {features.dtype}")
+    if not xp.isdtype(drawn.dtype, "integral"):
+        raise ValueError(f"drawn must be integers, got {drawn.dtype}")
     if not 1 <= support < drawn.shape[2]:
         raise ValueError(
             f"support must lie in 1..{drawn.shape[2] - 1} (rows drawn of a category, less a "

@@ -110,6 +110,10 @@ def test_a_head_that_diverges_leaves_the_others_as_they_are():
         ([Head(start(0), 0.0)], {}, "lr must be above 0 .* got 0 and 0"),
         ([Head(start(0), math.nan)], {}, "lr must be above 0 .* got nan and 0"),
         ([Head(start(0), 1, -1)], {}, "weight_decay at least 0, both finite, got 1 and -1"),
+        ([HEADS[0], Head(start(0) * math.nan, 1)], {}, "finite, and that of head 1 is not"),
+        ([Head(start(0) / 0, 1)], {}, "finite, and that of head 0 is not"),
+        ([HEADS[0], Head(start(0).float(), 1)], {}, "got torch.float32, torch.float64"),
+        ([Head(start(0).long(), 1)], {}, "of one floating dtype, got torch.int64"),
         (HEADS, {"momentum": 1}, "momentum must lie in 0..1 and not be 1, .* got 1 and inf"),
         (HEADS, {"clip": 0}, "clip be above 0, got 0.9 and 0"),
     ],
@@ -136,3 +140,20 @@ def test_batches_that_no_head_can_learn_from_are_refused(x, y, fault):
         train_heads([batch], HEADS)
     with pytest.raises(ValueError, match="at least one batch, got none"):
         train_heads([], HEADS)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda x, y, f: (x.float(), y, f), "must be torch.float64 .* got torch.float32 and"),
+        (lambda x, y, f: (x.long(), y, f), "got torch.int64 and torch.int64"),
+        (lambda x, y, f: (x, y.int(), f), "labels torch.int64, got torch.float64 and torch.int32"),
+        (lambda x, y, f: (x, y.double(), f), "got torch.float64 and torch.float64"),
+        (lambda x, y, f: (x, y, math.nan), "factor of learning rates must be finite, got nan"),
+        (lambda x, y, f: (x, y, math.inf), "must be finite, got inf"),
+    ],
+)
+@pytest.mark.parametrize("heads", [HEADS, HEADS[:1]], ids=["all", "one"])
+def test_batches_of_other_dtypes_or_steps_of_no_length_are_refused(heads, change, fault):
+    with pytest.raises(ValueError, match=fault):
+        train_heads([change(*next(stream()))], heads)

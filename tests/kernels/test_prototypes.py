@@ -87,6 +87,25 @@ def test_an_episode_is_the_same_by_itself_and_wherever_its_rows_lie(xp, dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+def test_rows_may_lie_in_memory_in_any_way(dtype):
+    features, drawn, support = problem()
+    features, xp = features.astype(dtype), array_api_compat.numpy
+    expected = episode_accuracies(features, drawn, support=support, xp=xp)
+    locked, locked_drawn = features.copy(), drawn.copy()
+    locked.flags.writeable = locked_drawn.flags.writeable = False
+    for x, rows in (
+        (features[:, ::-1].copy()[:, ::-1], drawn),
+        (features[::-1].copy()[::-1], drawn[:, ::-1].copy()[:, ::-1]),
+        (np.asfortranarray(features), np.asfortranarray(drawn)),
+        (np.repeat(features, 2, axis=1)[:, ::2], np.repeat(drawn, 2, axis=0)[::2]),
+        (locked, locked_drawn),
+    ):
+        found = episode_accuracies(x, rows, support=support, xp=xp)
+        np.testing.assert_array_equal(found, expected)
+    assert not locked.flags.writeable
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_many_features_take_several_steps(xp, dtype):
     features, drawn, support = problem(d=9000)
     found = accuracies(features, drawn, support, xp, dtype)
@@ -120,6 +139,8 @@ def test_a_drawn_row_that_is_not_finite_is_refused(xp, dtype, row, value):
         ({"drawn": np.array([[[-1, 2]]])}, "got -1..2"),
         ({"drawn": np.zeros((0, 5, 8), int)}, r"none of them 0, got \(96, 6\) and \(0, 5, 8\)"),
         ({"drawn": np.zeros((5, 8), int)}, r"drawn \(e, w, s \+ q\)"),
+        ({"features": np.ones((96, 0))}, r"none of them 0, got \(96, 0\)"),
+        ({"drawn": np.array([[[0.0, 1.0]]])}, "drawn must be integers, got float64"),
         ({"features": np.ones((96, 6), int)}, "float32 or float64, got int64"),
     ],
 )  # fmt: skip

@@ -31,13 +31,5 @@ def test_a_benchmark_says_what_it_measured_beside_what(name, tmp_path):
 
 
 def test_every_script_that_measures_is_run_by_all():
-    others = {"all", "common", "protocols", "finetune", "gpu", "backbones", "scale"}
-    assert {path.stem for path in SCRIPTS.glob("*.py")} - others == set(NAMES)
-
-
-def test_without_a_gpu_its_benchmark_says_that_nothing_was_measured():
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / "gpu.py", "--small"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    others = {"all", "common", "protocols", "finetune", "gpu", "backbones"}
+    assert {path.stem for path in SCRIPTS.glob("*.py")} == others | set(NAMES)

@@ -2,13 +2,18 @@
 
 import itertools
 import math
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from featstore.kernels.heads import Head, train_heads
+
+from .test_scale import LAW
 
 D, C = 7, 4
 
@@ -157,3 +162,26 @@ def test_batches_that_no_head_can_learn_from_are_refused(x, y, fault):
 def test_batches_of_other_dtypes_or_steps_of_no_length_are_refused(heads, change, fault):
     with pytest.raises(ValueError, match=fault):
         train_heads([change(*next(stream()))], heads)
+
+
+@cache
+def by_torch(i, clip):
+    return alone(HEADS[i], stream(steps=5), clip=clip)
+
+
+@given(
+    order=st.lists(st.integers(0, 4), min_size=1, max_size=6),  # a head may come twice
+    clip=st.sampled_from([math.inf, 0.3]),
+    seed=st.integers(0, 99),
+)
+@LAW
+def test_neither_the_order_of_heads_nor_that_of_rows_in_a_batch_changes_any(order, clip, seed):
+    rng = np.random.default_rng(seed)
+    shuffled = ((x[p], y[p], f) for x, y, f in stream(steps=5) for p in [rng.permutation(len(y))])
+    trained, losses = train_heads(shuffled, [HEADS[i] for i in order], clip=clip)
+    x = torch.cat([x for x, _, _ in stream(steps=2)])
+    for i, head, its in zip(order, trained, losses.T, strict=True):
+        model, expected = by_torch(i, clip)
+        np.testing.assert_allclose(its, expected, rtol=1e-9)
+        with torch.no_grad():
+            np.testing.assert_allclose(head(x), model(x), rtol=1e-8, atol=1e-8)

@@ -1,6 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.stats import rankdata
 from sklearn.metrics import (
     balanced_accuracy_score,
     precision_recall_curve,
@@ -22,6 +26,8 @@ from featstore.kernels.metrics import (
     reliability_table,
     top_k_accuracy,
 )
+
+from .test_scale import LAW, divisions
 
 
 def scored(kind, c, n=200):
@@ -192,3 +198,81 @@ def test_the_interval_of_mean_precision_is_that_of_a_plain_bootstrap():
     means = [interpolated_precision(scores[d], present[d]).mean() for d in draws]
     np.testing.assert_allclose([low, high], np.quantile(means, [0.025, 0.975]), atol=0.02)
     assert low < interpolated_precision(scores, present).mean() < high
+
+
+@given(
+    division=divisions(),
+    scores=arrays(np.float64, (24, 7), elements=st.integers(-3, 3).map(float)),  # with many ties
+    labels=arrays(np.int64, 24, elements=st.integers(0, 6)),
+)
+@LAW
+def test_outcomes_of_blocks_are_each_rows_own(xp, division, scores, labels):
+    for rows in division[1]:
+        found = outcomes(xp.asarray(scores[rows]), xp.asarray(labels[rows]), xp=xp)
+        place = rankdata(-scores[rows], method="ordinal", axis=1) - 1  # equals in their order
+        np.testing.assert_array_equal(
+            to_host(found.rank), place[np.arange(len(rows)), labels[rows]]
+        )
+        np.testing.assert_array_equal(to_host(found.top), np.argsort(place, axis=1)[:, :5])
+
+
+@given(
+    division=divisions(),
+    labels=arrays(np.int64, 24, elements=st.integers(0, 6)),
+    correct=arrays(bool, 24),
+    seed=st.integers(0, 99),
+)
+@LAW
+def test_means_per_class_are_of_weighted_rows_whatever_their_order_and_their_categories_names(
+    division, labels, correct, seed
+):
+    counts, blocks = division
+    rows, names = np.concatenate(blocks), np.random.default_rng(seed).permutation(9)
+    found = mean_per_class(correct[rows], names[labels][rows], 9)
+    n = len(counts)
+    guess = np.where(correct[:n], labels[:n], (labels[:n] + 1) % 7)
+    confusion = np.zeros((7, 7))
+    np.add.at(confusion, (labels[:n], guess), counts)
+    expected = [row[k] / row.sum() for k, row in enumerate(confusion) if row.any()]
+    assert found == pytest.approx(np.mean(expected), rel=1e-12)
+
+
+@given(
+    division=divisions(),
+    confidence=arrays(np.float64, 24, elements=st.integers(0, 30).map(lambda i: i / 30)),
+    correct=arrays(bool, 24),
+)
+@LAW
+def test_tables_of_blocks_add_up_to_that_of_weighted_rows(division, confidence, correct):
+    counts, blocks = division
+    tables = [reliability_table(confidence[rows], correct[rows], 10) for rows in blocks]
+    count = sum(table[0] for table in tables)
+    sums = [sum(np.nan_to_num(t[0] * t[i]) for t in tables) for i in (1, 2)]
+    n = len(counts)
+    place = np.array([max(-(-round(30 * one) // 3) - 1, 0) for one in confidence[:n]])  # in thirds
+    for b in range(10):
+        inside = counts * (place == b)
+        assert count[b] == inside.sum()
+        np.testing.assert_allclose(sums[0][b], inside @ confidence[:n], atol=1e-12)
+        np.testing.assert_allclose(sums[1][b], inside @ correct[:n], atol=1e-12)
+
+
+@given(
+    division=divisions(),
+    scores=arrays(np.float64, (24, 2), elements=st.integers(-3, 3).map(float)),
+    present=arrays(bool, (24, 2)),
+)
+@LAW
+def test_precision_is_that_of_weighted_rows_in_any_order(division, scores, present):
+    counts, blocks = division
+    rows, n = np.concatenate(blocks), len(counts)
+    found = interpolated_precision(scores[rows], present[rows])
+    for c in range(2):
+        if not present[:n, c].any():
+            assert np.isnan(found[c])
+            continue
+        levels = np.unique(scores[:n, c])
+        chosen = scores[:n, c] >= levels[:, None]  # all rows of a score or more
+        hits, asked = chosen @ (counts * present[:n, c]), chosen @ counts
+        best = [max((hits / asked)[10 * hits >= t * hits.max()]) for t in range(11)]
+        assert found[c] == pytest.approx(np.mean(best), rel=1e-12)

@@ -1,5 +1,8 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy.stats import binomtest, bootstrap, chi2
 
 from featstore.kernels.resample import (
@@ -8,6 +11,8 @@ from featstore.kernels.resample import (
     stratified_bootstrap,
     wilson_interval,
 )
+
+from .test_scale import LAW
 
 
 @pytest.mark.parametrize("n", [1, 2, 17, 10_000])
@@ -173,3 +178,58 @@ def test_differences_of_other_models_and_confidences_that_are_none_are_refused()
         paired_differences(correct, np.ones((5, 3)))
     with pytest.raises(ValueError, match=r"confidence must lie in 0..1 and be neither, got 1"):
         paired_differences(correct, np.ones((5, 4)), confidence=1)
+
+
+@given(
+    correct=arrays(bool, st.tuples(st.integers(1, 20), st.integers(1, 5))),
+    seed=st.integers(0, 99),
+    block=st.integers(1, 12),
+)
+@LAW
+def test_models_in_any_order_have_the_differences_of_their_own_resamples(correct, seed, block):
+    n, m = correct.shape
+    order = np.random.default_rng(seed).permutation(m)
+    found = bootstrap_accuracies(
+        correct[:, order], resamples=11, rng=np.random.default_rng(seed), block=block
+    )
+    rng = np.random.default_rng(seed)
+    expected = np.array([correct[rng.integers(n, size=n)].mean(axis=0) for _ in range(11)])
+    np.testing.assert_allclose(found, expected[:, order], rtol=1e-14)
+    pairs = paired_differences(correct[:, order], found)
+    for i, a in enumerate(order):
+        for j, b in enumerate(order):
+            apart = found[:, i] - found[:, j]
+            assert pairs.value[i, j] == pytest.approx(correct[:, a].mean() - correct[:, b].mean())
+            low, high = np.percentile(apart, [2.5, 97.5])
+            assert pairs.low[i, j] == pytest.approx(low, abs=1e-12)
+            assert pairs.high[i, j] == pytest.approx(high, abs=1e-12)
+            tail = min(sum(one <= 0 for one in apart), sum(one >= 0 for one in apart))
+            assert pairs.p[i, j] == pytest.approx(min(1, 2 * (tail + 1) / 12))
+
+
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=30),
+    seed=st.integers(0, 99),
+)
+@LAW
+def test_the_stratified_interval_does_not_mind_the_order_of_rows(labels, seed):
+    labels, rng = np.array(labels), np.random.default_rng(seed)
+    correct, order = rng.random(len(labels)) < 0.6, rng.permutation(len(labels))
+    first, second = (
+        stratified_bootstrap(
+            correct[rows], labels[rows], 6, resamples=50, rng=np.random.default_rng(seed)
+        )
+        for rows in (slice(None), order)
+    )
+    assert first == second
+    assert 0 <= first[0] <= first[1] <= 1
+
+
+@given(n=st.integers(1, 10**6), share=st.floats(0, 1), confidence=st.floats(0.5, 0.999))
+@LAW
+def test_the_interval_of_failures_is_that_of_successes_turned_round(n, share, confidence):
+    successes = round(n * share)
+    low, high = wilson_interval(successes, n, confidence)
+    assert low <= successes / n <= high
+    turned = wilson_interval(n - successes, n, confidence)
+    assert (1 - high, 1 - low) == pytest.approx(turned, abs=1e-12)

@@ -4,6 +4,8 @@ from itertools import pairwise
 import array_api_compat.numpy
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.linear_model import Ridge, RidgeClassifierCV, RidgeCV
 
 from featstore.backend import to_host
@@ -14,6 +16,8 @@ from featstore.kernels.ridge import (
     solve_ridge,
     solve_ridge_rows,
 )
+
+from .test_scale import LAW, divisions, in_any_tree
 
 LAMBDAS = [1e-3, 0.1, 1.0, 30.0, 1e4]
 
@@ -218,3 +222,33 @@ def test_blocks_that_do_not_fit_together_are_refused():
         loo_errors(features[:, :5], labels, solution, xp=xp)
     with pytest.raises(ValueError, match="categories that solution has rows of"):
         loo_errors(features, labels + 1, solution, xp=xp)
+
+
+@given(
+    division=divisions(), d=st.integers(1, 8), offset=st.integers(0, 50), seed=st.integers(0, 99)
+)
+@LAW
+def test_sums_are_those_of_weighted_rows_in_any_division_order_and_tree(
+    xp, division, d, offset, seed
+):
+    counts, blocks = division
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(len(counts), d)) + offset
+    labels = rng.permutation(np.arange(len(counts)) % 3)  # two categories at least, of four
+    block = [(xp.asarray(features[rows]), xp.asarray(labels[rows])) for rows in blocks]
+    parts = [gram_block(*one, n_categories=4, xp=xp) for one in block]
+    gram = in_any_tree(parts, merge_grams, rng)
+
+    targets, n = np.eye(4)[labels], counts.sum()
+    both = np.cov(features.T, targets.T, fweights=counts, ddof=0) * n
+    assert gram.n == n
+    np.testing.assert_allclose(to_host(gram.counts), counts @ targets, rtol=1e-12)
+    mean = np.average(features, axis=0, weights=counts)
+    np.testing.assert_allclose(to_host(gram.mean), mean, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(to_host(gram.xx), both[:d, :d], rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(to_host(gram.xy), both[:d, d:], rtol=1e-9, atol=1e-10)
+
+    model = Ridge(alpha=0.5).fit(features, targets, sample_weight=counts)
+    weight = to_host(solve_ridge(gram, [0.5], xp=xp).weight(0, xp=xp))
+    np.testing.assert_allclose(weight[:-1], model.coef_.T, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(weight[-1], model.intercept_, rtol=1e-7, atol=1e-7)

@@ -4,10 +4,40 @@ from itertools import pairwise
 import array_api_compat.numpy
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from sklearn.preprocessing import StandardScaler, normalize
 
 from featstore.backend import to_host
 from featstore.kernels.scale import block_moments, l2_normalise, merge_moments, sum_last, zscore
+
+LAW = settings(
+    max_examples=30,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # a namespace has no state
+)
+"""What laws of kernels are tested with: quick, and the same at every run."""
+
+
+@st.composite
+def divisions(draw, most_rows=24):
+    """How often each row counts, (n,) of 1 or 2; and blocks of all these rows, in any order."""
+    counts = np.array(draw(st.lists(st.integers(1, 2), min_size=2, max_size=most_rows)))
+    order = draw(st.permutations(np.repeat(np.arange(len(counts)), counts).tolist()))
+    cuts = draw(st.sets(st.integers(1, len(order) - 1), max_size=5))
+    edges = [0, *sorted(cuts), len(order)]
+    return counts, [np.array(order[a:b]) for a, b in pairwise(edges)]
+
+
+def in_any_tree(parts, merge, rng):
+    """Parts merged two by two, whichever two come together."""
+    parts = list(parts)
+    while len(parts) > 1:
+        a, b = (parts.pop(rng.integers(len(parts))) for _ in range(2))
+        parts.insert(rng.integers(len(parts) + 1), merge(a, b))
+    return parts[0]
 
 
 def divided(rows, cuts, xp):
@@ -84,3 +114,25 @@ def test_sum_last_of_a_row_does_not_depend_on_its_neighbours(xp, width):
     whole = to_host(sum_last(xp.asarray(terms)))
     alone = [float(to_host(sum_last(xp.asarray(terms[i : i + 1])))[0]) for i in range(50)]
     np.testing.assert_array_equal(whole, alone)
+
+
+@given(
+    division=divisions(),
+    values=arrays(np.float64, (24, 3), elements=st.floats(-1000, 1000, width=32)),
+    seed=st.integers(0, 99),
+)
+@LAW
+def test_moments_are_those_of_weighted_rows_in_any_division_order_and_tree(
+    xp, division, values, seed
+):
+    counts, blocks = division
+    rows = values[: len(counts)]
+    parts = [block_moments(xp.asarray(rows[block]), xp=xp) for block in blocks]
+    parts.append(block_moments(xp.asarray(rows[:0]), xp=xp))  # a block of no rows is no hindrance
+    n, mean, m2 = in_any_tree(parts, merge_moments, np.random.default_rng(seed))
+    assert n == counts.sum()
+    long = rows.astype(np.longdouble)  # 11 bits more
+    expected = np.average(long, axis=0, weights=counts)
+    np.testing.assert_allclose(to_host(mean), expected.astype(float), rtol=1e-12, atol=1e-11)
+    spread = np.sum(counts[:, None] * (long - expected) ** 2, axis=0)
+    np.testing.assert_allclose(to_host(m2), spread.astype(float), rtol=1e-10, atol=1e-8)

@@ -1,7 +1,11 @@
+from functools import reduce
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.optimize import approx_fprime
-from scipy.special import log_softmax
+from scipy.special import expit, log_softmax, softmax
 from sklearn.metrics import log_loss
 
 from featstore.backend import to_host
@@ -9,11 +13,13 @@ from featstore.kernels.softmax import (
     category_sums,
     predict_log_proba,
     sigmoid_loss,
+    sigmoid_sums,
     softmax_loss,
     softmax_sums,
 )
 
 from .conftest import evaluate, problem
+from .test_scale import LAW, divisions
 
 
 def reference_loss(weight, features, labels):
@@ -106,3 +112,41 @@ def test_scores_however_large_overflow_nowhere(xp):
     loss, gradient = sigmoid_loss(weight, features, present, xp=xp)
     assert float(loss) == pytest.approx(4 * 2 * 3e5)
     assert np.isfinite(to_host(gradient)).all()
+
+
+@given(division=divisions(), scale=st.sampled_from([0.1, 1.0, 30.0]), seed=st.integers(0, 99))
+@LAW
+@pytest.mark.parametrize("several", [False, True])
+def test_sums_over_blocks_are_those_of_weighted_rows_in_any_order(
+    xp, several, division, scale, seed
+):
+    counts, blocks = division
+    rng = np.random.default_rng(seed)
+    n = len(counts)
+    features, weight = rng.normal(size=(n, 3)), rng.normal(size=(4, 5)) * scale
+    labels = rng.integers(-1, 2, size=(n, 5)) if several else rng.integers(0, 5, size=n)
+    kernel = sigmoid_sums if several else softmax_sums
+    parts = [
+        kernel(*map(xp.asarray, (weight, features[rows], labels[rows])), xp=xp) for rows in blocks
+    ]
+    loss, gradient, spread = (
+        reduce(np.add, map(to_host, each)) for each in zip(*parts, strict=True)
+    )
+
+    logits = features @ weight[:-1] + weight[-1]
+    target = labels == 1 if several else np.eye(5)[labels]
+    share = expit(logits) if several else softmax(logits, axis=1)
+    if several:  # log(1 - p) of a sure one has no digits but by the other sign
+        losses = -np.log(expit(np.where(target, logits, -logits))).sum(axis=1)
+    else:
+        losses = -log_softmax(logits, axis=1)[np.arange(n), labels]
+    assert float(loss) == pytest.approx(counts @ losses, rel=1e-9, abs=1e-9)
+    error = counts[:, None] * (share - target)
+    expected = np.vstack([features.T @ error, error.sum(axis=0)])
+    np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(spread, counts @ (share * (1 - share)), rtol=1e-9, atol=1e-10)
+
+    sums = [category_sums(xp.asarray(features[b]), xp.asarray(labels[b]), 5, xp=xp) for b in blocks]
+    has = counts[:, None] * target
+    expected = np.vstack([features.T @ has, has.sum(axis=0)])
+    np.testing.assert_allclose(reduce(np.add, map(to_host, sums)), expected, atol=1e-12)

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
@@ -10,6 +12,8 @@ from sklearn.mixture import GaussianMixture
 
 from featstore.kernels import transferability as scores
 from featstore.kernels.ridge import gram_block, merge_grams
+
+from .test_scale import LAW, divisions, in_any_tree
 
 
 def problem(n=90, d=6, c=4, seed=0):
@@ -240,33 +244,42 @@ def test_nleep_of_labels_beyond_its_categories_is_refused():
         scores.mixture_leep(x, y, n_categories=3)
 
 
-@pytest.mark.parametrize("shape", [(90, 6), (40, 60)])
-def test_transrate_is_its_algorithm(shape):
-    x, y = problem(*shape)
+def coding(x, y):
+    """TransRate by its algorithm."""
     z = x - x.mean(axis=0)
 
     def rate(rows):
         n, d = rows.shape
         return np.linalg.slogdet(np.eye(d) + rows.T @ rows / (n * 1e-4))[1] / 2
 
-    expected = rate(z) - sum(rate(z[y == c]) for c in range(4)) / 4
-    assert scores.coding_gain(x, y) == pytest.approx(expected)
+    return rate(z) - np.mean([rate(z[y == c]) for c in np.unique(y)])
 
 
-def test_gbc_is_a_sum_over_pairs_of_spheres():
-    x, y = problem(d=9)
-    z = PCA(5).fit_transform(x)
+@pytest.mark.parametrize("shape", [(90, 6), (40, 60)])
+def test_transrate_is_its_algorithm(shape):
+    x, y = problem(*shape)
+    assert scores.coding_gain(x, y) == pytest.approx(coding(x, y))
+
+
+def overlap(x, y, width=5):
+    """GBC as a sum over pairs of spheres."""
+    z = PCA(width).fit_transform(x)
     expected = 0.0
-    for i in range(4):
-        for j in range(4):
+    for i in np.unique(y):
+        for j in np.unique(y):
             if i != j:
                 a, b = z[y == i], z[y == j]
-                va, vb = a.var(axis=0).mean() * np.eye(5), b.var(axis=0).mean() * np.eye(5)
+                va, vb = (of.var(axis=0).mean() * np.eye(width) for of in (a, b))
                 v, gap = (va + vb) / 2, a.mean(axis=0) - b.mean(axis=0)
                 far = gap @ np.linalg.inv(v) @ gap / 8
                 far += np.log(np.linalg.det(v) / np.sqrt(np.linalg.det(va) * np.linalg.det(vb))) / 2
                 expected -= np.exp(-far)
-    assert scores.bhattacharyya_overlap(x, y, width=5) == pytest.approx(expected)
+    return expected
+
+
+def test_gbc_is_a_sum_over_pairs_of_spheres():
+    x, y = problem(d=9)
+    assert scores.bhattacharyya_overlap(x, y, width=5) == pytest.approx(overlap(x, y))
 
 
 def test_nleep_is_leep_of_the_mixtures_posterior():
@@ -317,3 +330,54 @@ def test_a_category_without_rows_changes_nothing(xp):
     x, y = problem()
     for score in (scores.log_evidence, scores.h_score, scores.label_alignment):
         assert score(sums(x, y, xp, c=6), xp=xp) == pytest.approx(score(sums(x, y, xp), xp=xp))
+
+
+def formulas(x, y):
+    """Scores of sums by their definitions on the rows themselves; LogME's has a test of its own."""
+    n, one_hot = len(x), np.eye(4)[y]
+    means = np.linalg.lstsq(one_hot, x, rcond=None)[0][y]
+    values = np.linalg.eigvalsh(np.atleast_2d(np.cov(x.T, ddof=0)))
+    inverse = np.linalg.pinv(np.atleast_2d(np.cov(x.T, ddof=0)), rcond=1e-10)
+    centre = np.eye(n) - 1 / n
+    k, t = (centre @ (a @ a.T) @ centre for a in (x, one_hot))
+    singular = np.linalg.svd(x, compute_uv=False)
+    share = singular / singular.sum() + 1e-7
+    return {
+        scores.h_score: np.trace(inverse @ np.atleast_2d(np.cov(means.T, ddof=0))),
+        scores.label_alignment: np.sum(k * t) / np.linalg.norm(k) / np.linalg.norm(t),
+        scores.participation_ratio: values.sum() ** 2 / np.square(values).sum(),
+        scores.rank_me: np.exp(-np.sum(share * np.log(share))),
+    }
+
+
+@given(division=divisions(), d=st.integers(1, 4), seed=st.integers(0, 99))
+@LAW
+def test_scores_of_sums_are_those_of_the_rows_in_any_division_order_and_tree(xp, division, d, seed):
+    counts, blocks = division
+    rng = np.random.default_rng(seed)
+    y = np.arange(len(counts)) % 3  # two categories at least; no row has the last of four
+    x = rng.normal(size=(len(counts), d)) + rng.normal(size=(3, d))[y] + 1
+    parts = [
+        gram_block(xp.asarray(x[rows]), xp.asarray(y[rows]), n_categories=4, xp=xp)
+        for rows in blocks
+    ]
+    gram = in_any_tree(parts, merge_grams, rng)
+    every = np.repeat(np.arange(len(counts)), counts)
+    for score, expected in formulas(x[every], y[every]).items():
+        # A singular value that is 0 is the root of rounding where it comes of a sum of squares.
+        assert score(gram, xp=xp) == pytest.approx(expected, rel=1e-5), score.__name__
+    published = algorithm_1(x[every], y[every])
+    if published is not None:
+        assert scores.log_evidence(gram, xp=xp) == pytest.approx(published, abs=1e-6)
+
+
+@given(n=st.integers(12, 60), d=st.integers(5, 20), seed=st.integers(0, 99))
+@LAW
+def test_scores_of_rows_mind_neither_their_order_nor_the_names_of_categories(n, d, seed):
+    rng = np.random.default_rng(seed)
+    x, y = problem(n, d, c=3, seed=seed)
+    order, names = rng.permutation(n), rng.permutation(9)
+    moved = x[order], names[y[order]]
+    assert scores.coding_gain(*moved) == pytest.approx(coding(x, y), rel=1e-9)
+    found = scores.bhattacharyya_overlap(*moved, width=5)
+    assert found == pytest.approx(overlap(x, y), rel=1e-8, abs=1e-12)

@@ -50,8 +50,18 @@ class TrainStatistic(Protocol):
             )
 
     def measure(self, task: Task) -> Measured:
-        """The statistic, without an interval."""
+        """The statistic, without an interval.
+
+        Raises
+        ------
+        NotApplicableError
+            It is no finite number.
+        """
         value = STATISTICS[self.statistic](self, task)
+        if not np.isfinite(value):
+            raise NotApplicableError(
+                f"{self.name} is {value} for these features, whose squares are too large or small"
+            )
         return Measured({self.statistic: {"value": value, "low": None, "high": None}}, {}, {})
 
     def rows(self, task: Task) -> tuple[np.ndarray, np.ndarray]:

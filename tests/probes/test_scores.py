@@ -74,6 +74,17 @@ def test_scores_of_spread_do_not_apply_where_there_is_none(data, name, value):
         featstore.score(constant, y, z, t, protocol=name)
 
 
+@pytest.mark.parametrize("scale", [1e-120, 1e120])
+def test_a_statistic_that_is_no_number_is_none(data, scale):
+    x, y, z, t = data
+    task = make_task(x * np.float64(scale), y, z, t)
+    with (
+        pytest.raises(NotApplicableError, match="participation-ratio is nan for these features"),
+        np.errstate(all="ignore"),
+    ):
+        run("participation-ratio", task)
+
+
 def test_rankme_needs_a_feature_that_is_not_0(data):
     x, y, z, t = data
     with pytest.raises(probes.ProbeError, match="rankme: features must not all be 0, and they are"):

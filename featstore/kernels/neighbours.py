@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias
 
 import array_api_compat
@@ -9,7 +10,7 @@ import array_api_compat
 from featstore.backend import Array, strip_size
 from featstore.kernels import cuda_neighbours
 from featstore.kernels.scale import l2_normalise, sum_last
-from featstore.kernels.search import Bank, search
+from featstore.kernels.search import LARGEST, Bank, search
 
 Neighbours: TypeAlias = tuple[Array, Array]
 """Values (q, k) float64 and rows of the bank (q, k) int64, the best first, ties by lower row."""
@@ -97,19 +98,27 @@ def check_rows(name: str, rows: Array, metric: str, *, first: int = 0, xp: Any) 
     Raises
     ------
     ValueError
-        A number is NaN or infinite, or, under `cosine`, a row is zero and has no direction.
+        A number is NaN, infinite, or 2**500 (3.3e150) or more; or, under `cosine`, a row is zero
+        and has no direction, or holds no number of 2**-500 or more, so that its square vanishes.
     """
-    sound = xp.all(xp.isfinite(rows), axis=1)
-    if not bool(xp.all(sound)):
-        found = first + int(xp.argmin(xp.astype(sound, xp.int8)))
-        raise ValueError(f"{name} must be finite, and row {found} is not")
+    largest = xp.maximum(xp.max(rows, axis=1), -xp.min(rows, axis=1))
+    wide = rows.dtype == xp.float64  # in which alone squares can overflow
+    _refuse(largest < math.inf, f"{name} must be finite", "is not", first, xp)
+    if wide:
+        within = f"{name} must lie within 2**500 (3.3e150) of 0, beyond which squares overflow"
+        _refuse(largest < LARGEST, within, "does not", first, xp)
     if metric == "cosine":
-        some = xp.any(rows != 0, axis=1)
-        if not bool(xp.all(some)):
-            found = first + int(xp.argmin(xp.astype(some, xp.int8)))
-            raise ValueError(
-                f"{name} must hold no row of zeros, which has no cosine, and row {found} is one"
-            )
+        some = f"{name} must hold no row of zeros, which has no cosine"
+        _refuse(largest > 0, some, "is one", first, xp)
+        if wide:
+            some = f"{name} must hold a number of 2**-500 or more, below which squares vanish"
+            _refuse(largest >= 1 / LARGEST, some, "does not", first, xp)
+
+
+def _refuse(sound: Array, rule: str, verdict: str, first: int, xp: Any) -> None:
+    if not bool(xp.all(sound)):
+        row = first + int(xp.argmin(xp.astype(sound, xp.int8)))
+        raise ValueError(f"{rule}, and row {row} {verdict}")
 
 
 def merge_nearest(a: Neighbours, b: Neighbours, *, k: int, metric: str, xp: Any) -> Neighbours:

@@ -44,35 +44,47 @@ class Asked:
     Attributes
     ----------
     wide : (q, d) as they are ; square : (q,) their squared norms
+    scale : what a screen takes rows and queries times
     shift : (q,) score less the value that it stands for, or less minus half a squared distance
-    rounding : (q,) more than what float64 costs shift and values together
+    size : (q,) norm of a query as its score takes it, and of the centre
     """
 
     metric: str
     wide: np.ndarray
     square: np.ndarray
+    scale: float
     shift: np.ndarray
-    rounding: np.ndarray
+    size: np.ndarray
 
     @classmethod
-    def of(cls, queries: np.ndarray, centre: np.ndarray, longest: float, metric: str) -> Asked:
-        """Queries (q, d) of a bank whose rows are centred by `centre` (d,), then `longest` long."""
+    def of(cls, queries: np.ndarray, centre: np.ndarray, scale: float, metric: str) -> Asked:
+        """Queries (q, d) of a bank whose rows are scaled, then centred by `centre` (d,)."""
         wide, centre = queries.astype(np.float64), centre.astype(np.float64)
         square = squares(queries)
         size = np.sqrt(square)
-        shift = squares(wide - centre) / 2 if metric == "euclidean" else -(wide @ centre)
+        if metric == "euclidean":
+            shift = squares(wide * scale - centre) / 2
+        else:
+            shift = -np.einsum("ij,j->i", wide, centre) * scale
         if metric == "cosine":
             size = np.where(square == 0, 1, size)
             shift, size = shift / size, np.ones_like(size)
         apart = np.sqrt(squares(centre[None]))[0]
-        # A sum of d products is off by d units of |q| |x|, a norm by less.
-        units = (2 * queries.shape[1] + 64) * 2.0**-53
-        return cls(metric, wide, square, shift, units * (size + apart + longest) ** 2)
+        return cls(metric, wide, square, scale, shift, size * scale + apart)
 
-    def scores(self, value: np.ndarray) -> np.ndarray:
-        """(q,) scores, rounded down, of values as `values` gives them."""
-        found = self.shift - (value / 2 if self.metric == "euclidean" else value)
-        return np.asarray(found - self.rounding)
+    def scores(self, value: np.ndarray, query: np.ndarray, norm: np.ndarray) -> np.ndarray:
+        """(p,) scores, rounded down, of values as `values` gives them.
+
+        Parameters
+        ----------
+        value, query : (p,) of pairs
+        norm : (p,) of their rows of the bank, scaled and centred
+        """
+        found = (value * self.scale) * self.scale  # the square of a scale might overflow
+        found = self.shift[query] - (found / 2 if self.metric == "euclidean" else found)
+        # A sum of d products is off by d units of |q| |x|, a norm by less.
+        units = (2 * self.wide.shape[1] + 64) * 2.0**-53
+        return np.asarray(found - units * (self.size[query] + norm) ** 2)
 
 
 def values(
@@ -98,7 +110,8 @@ def values(
                 known[first] = squares(x)
             square = known[first]
         if asked.metric == "cosine":
-            size = np.sqrt(asked.square[query] * square[row])
+            # Not the root of the product, which overflows where neither of the two does.
+            size = np.sqrt(asked.square)[query] * np.sqrt(square)[row]
             value /= np.where(size == 0, 1, size)
         if asked.metric == "euclidean":
             both = asked.square[query] + square[row]

@@ -92,7 +92,11 @@ class Float32:
     def scores(self, queries: Coded, tile: Coded, out: dict[Any, Any]) -> np.ndarray:
         """Scores, in a buffer that the next call overwrites."""
         found = _buffer(out, (len(queries.codes), len(tile.codes)), np.float32)
-        np.matmul(queries.codes, tile.codes.T, out=found)
+        torch.mm(
+            torch.from_numpy(queries.codes),
+            torch.from_numpy(tile.codes).T,
+            out=torch.from_numpy(found),
+        )
         if tile.offset.any():
             found += tile.offset
         return found

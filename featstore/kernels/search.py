@@ -8,6 +8,7 @@ the search is made again with what is known by then, so the result never depends
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 
 from featstore.kernels.ranking import Asked, Pairs, best, by_query, values
 from featstore.kernels.screens import Coded, Screen, above, fastest, floats, lowered
@@ -29,6 +29,9 @@ _SAMPLE = 4096  # rows of the bank that the first guess is made from
 _KEPT = 2**28  # bytes of coded rows that one search makes once for all of its queries
 _PAIRS = 6_000_000  # that a pass may keep, at some 30 bytes each
 _U32 = 2.0**-24
+LARGEST = 2.0**500  # numbers whose squares, summed, are below what float64 can hold
+_SCALED = 40  # binary exponent of the largest number, once rows are scaled
+_LONGEST = 2.0**60  # norms whose squares float32 can hold
 
 
 @dataclass
@@ -37,11 +40,15 @@ class Bank:
 
     Attributes
     ----------
-    sizes : rows of each block ; read : gives block i, (sizes[i], d) floating and finite
+    sizes : rows of each block
+    read : gives block i, (sizes[i], d) floating, each number within 2**500 of 0
     metric : `euclidean`, `cosine` or `inner`
     keep : whether to keep what a screen takes of the bank for the next queries, however large it
         is: d or 2 d bytes a row, where the screen is rougher than float32
     screen : how rough scores are computed
+    most : largest number, sign aside, that rows or queries were seen to hold
+    scale : power of two that a screen takes rows and queries times, since the squares of float32
+        overflow from 1e19 on, and vanish below 1e-22
     """
 
     sizes: Sequence[int]
@@ -49,6 +56,8 @@ class Bank:
     metric: str
     keep: bool = False
     screen: Screen = field(default_factory=fastest)
+    most: float = 0.0
+    scale: float = 1.0
     centre: np.ndarray | None = None
     sample: list[Coded] = field(default_factory=list)
     coded: dict[int, Coded] = field(default_factory=dict)
@@ -72,6 +81,10 @@ class _TooMany(Exception):  # noqa: N818  # not an error: it only leaves the loo
         self.pieces = pieces
 
 
+class _OutOfScale(Exception):  # noqa: N818  # neither
+    """A row of the bank is much longer than the rows that its scale was made from."""
+
+
 def search(bank: Bank, queries: np.ndarray, *, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest rows of a bank to each query, exactly.
 
@@ -81,25 +94,63 @@ def search(bank: Bank, queries: np.ndarray, *, k: int) -> tuple[np.ndarray, np.n
     Parameters
     ----------
     bank : at least one row
-    queries : (q, d) floating and finite
+    queries : (q, d) floating, each number within 2**500 of 0
     k : neighbours wanted; of a smaller bank all rows are given
 
     Returns
     -------
     value : (q, min(k, n)) float64, the best first; distances for `euclidean`, else similarities
     index : (q, min(k, n)) int64 rows of the bank. Ties: the lower row first.
+
+    Raises
+    ------
+    ValueError
+        A number is NaN, infinite, or 2**500 (3.3e150) or more, where squares overflow.
     """
     k = min(k, len(bank))
     value = np.empty((len(queries), k))
     index = np.empty((len(queries), k), np.int64)
     if not len(queries):
         return value, index
-    _prepare(bank)
+    largest = _largest("queries", queries)
     # Alike in size, so that one scale serves a block.
-    order = np.argsort(np.abs(queries).max(axis=1), kind="stable")
+    order = np.argsort(largest, kind="stable")
+    try:
+        _prepare(bank, float(largest.max()))
+        _search_all(bank, queries, order, value, index)
+    except _OutOfScale:
+        edges = [0, *accumulate(bank.sizes)]
+        bank.most = max(
+            float(_largest("the bank", bank.read(i), first=edges[i]).max(initial=0.0))
+            for i in range(len(bank.sizes))
+        )
+        bank.sample.clear()
+        _prepare(bank, float(largest.max()))
+        _search_all(bank, queries, order, value, index)
+    if not (np.isfinite(value).all() and index.max() < len(bank)):
+        raise ValueError("rows of the bank must be finite, and some are not")  # read anew each time
+    return value, index
+
+
+def _largest(name: str, rows: np.ndarray, first: int = 0) -> np.ndarray:
+    """(n,) float64 largest number of each row, sign aside; `first` is the number of the first."""
+    largest: np.ndarray = np.maximum(rows.max(axis=1), -rows.min(axis=1)).astype(np.float64)
+    wrong = ~(largest < LARGEST)
+    if wrong.any():
+        raise ValueError(
+            f"{name} must be finite and lie within 2**500 (3.3e150) of 0, beyond which squares "
+            f"overflow, and row {first + int(wrong.argmax())} does not"
+        )
+    return largest
+
+
+def _search_all(
+    bank: Bank, queries: np.ndarray, order: np.ndarray, value: np.ndarray, index: np.ndarray
+) -> None:
+    """Fill value and index (q, k), queries in some order, on all threads."""
 
     def work(rows: np.ndarray) -> None:
-        value[rows], index[rows] = _search(bank, queries[rows], k, None)
+        value[rows], index[rows] = _search(bank, queries[rows], value.shape[1], None)
 
     with _threads() as (share, threads):
         size = len(bank) * queries.shape[1] * 2  # at most
@@ -111,72 +162,96 @@ def search(bank: Bank, queries: np.ndarray, *, k: int) -> tuple[np.ndarray, np.n
         share(work, np.array_split(order, min(len(order), threads * rounds)))
     if held and not bank.keep:
         bank.coded.clear()
-    return value, index
 
 
 @contextmanager
 def _threads() -> Iterator[tuple[Callable[..., Any], int]]:
-    """A `map` over as many threads as BLAS or torch may use here, each with one of its own.
+    """A `map` over as many threads as torch may use here, whose own products take one each.
 
-    So all steps run on every core, not the products alone.
+    So all steps run on every core, not the products alone. All products are torch's, which counts
+    its threads for each thread apart; what NumPy's library is told holds for a whole process.
     """
     threads = torch.get_num_threads()
     if threads == 1:
         yield lambda work, parts: list(map(work, parts)), 1
         return
-    with (
-        threadpool_limits(1),
-        ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool,
-    ):
-        yield lambda work, parts: list(pool.map(work, parts)), threads
-    torch.set_num_threads(threads)  # what a thread of the pool set may count for all
+    try:
+        with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
+            yield lambda work, parts: list(pool.map(work, parts)), threads
+    finally:
+        torch.set_num_threads(threads)  # what a thread of the pool set may count for all
 
 
-def _prepare(bank: Bank) -> None:
-    """Centre and sample, once for a bank."""
-    if bank.sample:
+def _prepare(bank: Bank, most: float) -> None:
+    """Scale, centre and sample: once for a bank, and again for queries of much larger numbers."""
+    if bank.sample and _scale(max(most, bank.most), bank.metric) == bank.scale:
         return
     n, blocks = len(bank), list(range(len(bank.sizes)))
     if n > 16 * _SAMPLE and len(blocks) > 16:  # a bank on a disk is not read twice for a sample
         blocks = np.linspace(0, len(blocks) - 1, 16).astype(int).tolist()
     step = max(1, sum(bank.sizes[i] for i in blocks) // _SAMPLE)
     rows = np.concatenate([bank.read(i)[::step] for i in blocks])
-    bank.centre = _unit(rows, bank.metric).mean(axis=0, dtype=np.float64).astype(np.float32)
-    x = _centred(rows, bank)
-    bank.sample = [_code(bank, x[i : i + _TILE]) for i in range(0, len(x), _TILE)]
+    bank.coded.clear()
+    bank.most = float(np.max([most, bank.most, float(rows.max()), -float(rows.min())]))  # or NaN
+    if not bank.most < LARGEST:
+        raise _OutOfScale
+    bank.scale = _scale(bank.most, bank.metric)
+    x = _unit(rows, bank)
+    size = np.abs(x).max(axis=1)
+    usual = x[size <= 1024 * np.median(size)]  # a centre of few long rows would be far from all
+    bank.centre = usual.mean(axis=0, dtype=np.float64).astype(np.float32)
+    bank.sample = [_code(bank, rows[i : i + _TILE]) for i in range(0, len(rows), _TILE)]
 
 
-def _unit(rows: np.ndarray, metric: str) -> np.ndarray:
-    """Rows as they are compared: float64 where they are given so, else float32."""
-    rows = rows.astype(np.float64 if rows.dtype == np.float64 else np.float32, copy=False)
-    if metric != "cosine":
-        return rows
+def _scale(most: float, metric: str) -> float:
+    """What brings numbers of up to `most` where their squares neither overflow nor vanish."""
+    if metric == "cosine" or most == 0 or 2.0**-20 <= most <= 2.0**_SCALED:
+        return 1.0
+    return 2.0 ** min(500, _SCALED - math.frexp(most)[1])
+
+
+def _unit(rows: np.ndarray, bank: Bank) -> np.ndarray:
+    """Rows as they are compared, scaled: float64 where they are given so, else float32."""
+    wide = rows.dtype == np.float64 or bank.scale > 2.0**100  # which float32 might not hold
+    rows = rows.astype(np.float64 if wide else np.float32, copy=False)
+    if bank.metric != "cosine":
+        return rows if bank.scale == 1 else rows * np.asarray(bank.scale, rows.dtype)
     norm = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
-    return np.asarray(rows / np.where(norm == 0, 1, norm).astype(rows.dtype)[:, None])
+    if not norm.max(initial=0.0) < 2**11 * LARGEST:
+        raise _OutOfScale
+    norm[norm == 0] = 1
+    # Norms themselves may be beyond float32, or among its numbers of few digits.
+    same = rows.dtype if 2.0**-100 < norm.min(initial=1.0) <= norm.max() < 2.0**100 else np.float64
+    return np.asarray(rows / norm.astype(same)[:, None])
 
 
 def _centred(rows: np.ndarray, bank: Bank) -> np.ndarray:
-    return np.asarray(_unit(rows, bank.metric) - bank.centre, dtype=np.float32)
+    return np.asarray(_unit(rows, bank) - bank.centre, dtype=np.float32)
 
 
-def _code(bank: Bank, centred: np.ndarray) -> Coded:
+def _code(bank: Bank, rows: np.ndarray) -> Coded:
     """A tile for the screen; its offsets are what a score has beside the product of centred rows.
 
     For distances it is -|x|^2 / 2, since -|q - x|^2 / 2 is q.x - |x|^2 / 2 less what depends on the
     query alone; else it is the product with the centre.
     """
-    if bank.metric == "euclidean":
-        offset = -np.einsum("ij,ij->i", centred, centred, dtype=np.float64) / 2
-    else:
-        offset = np.einsum("ij,j->i", centred, np.asarray(bank.centre), dtype=np.float64)
-    return bank.screen.tile(centred, offset)
+    with np.errstate(over="ignore", invalid="ignore"):  # the norms tell
+        centred = _centred(rows, bank)
+        if bank.metric == "euclidean":
+            offset = -np.einsum("ij,ij->i", centred, centred, dtype=np.float64) / 2
+        else:
+            offset = np.einsum("ij,j->i", centred, np.asarray(bank.centre), dtype=np.float64)
+        tile = bank.screen.tile(centred, offset)
+    if not tile.norm.max(initial=0.0) < _LONGEST:
+        raise _OutOfScale
+    return tile
 
 
 def _code_blocks(bank: Bank, blocks: np.ndarray) -> None:
     """Code all tiles of some blocks that are not coded yet."""
     for first, rows in _tiles(bank, blocks.tolist()):
         if first not in bank.coded:
-            bank.coded[first] = _code(bank, _centred(rows, bank))
+            bank.coded[first] = _code(bank, rows)
 
 
 def _tiles(bank: Bank, blocks: Sequence[int] | None = None) -> Iterator[tuple[int, np.ndarray]]:
@@ -199,7 +274,7 @@ def _search(
     if least is None:
         least = _guess(bank, coded, k, wider)
     try:
-        pairs, bound, longest = _survivors(bank, coded, least)
+        pairs, bound, norms = _survivors(bank, coded, least)
     except _TooMany as error:
         parts = [
             _search(bank, queries[rows], k, least[rows])
@@ -210,14 +285,16 @@ def _search(
     # Exact values of the k best by score first: none that scores much less than these reach needs
     # one. Scores are rough, but by no more than `bound`.
     count = len(queries)
-    rough = by_query([one.query for one in pairs], [one.score for one in pairs], count, -np.inf)
-    edge = np.full(count, -np.inf)
-    if rough.shape[1] > k:
-        edge = np.partition(rough, rough.shape[1] - k, axis=1)[:, rough.shape[1] - k]
-    asked = Asked.of(queries, np.asarray(bank.centre), longest, bank.metric)
+    edge = _kth([one.query for one in pairs], [one.score for one in pairs], count, k)
+    asked = Asked.of(queries, np.asarray(bank.centre), bank.scale, bank.metric)
     likely = [one.where(one.score >= edge[one.query]) for one in pairs]
     known = values(asked, _tiles(bank), likely, bank.squares)
-    reached = asked.scores(best(likely, known, count, k)[0][:, -1])
+    # As low as rounding may have left them, each by what its own row can cost.
+    low = [
+        asked.scores(value, one.query, norm[one.row])
+        for value, one, norm in zip(known, likely, norms, strict=True)
+    ]
+    reached = _kth([one.query for one in likely], low, count, k)
     cut = lowered(reached - bound, bank.screen)
     others = [
         one.where((one.score < edge[one.query]) & (one.score >= cut[one.query])) for one in pairs
@@ -236,6 +313,17 @@ def _search(
             part = None if lower is None else lower[redo]
             value[redo], index[redo] = _search(bank, queries[redo], k, part, more)
     return value, index
+
+
+def _kth(
+    queries: Sequence[np.ndarray], scores: Sequence[np.ndarray], count: int, k: int
+) -> np.ndarray:
+    """(count,) the k-th best score of each query, -inf where there are fewer."""
+    table = by_query(queries, scores, count, -np.inf)
+    if table.shape[1] < k:
+        return np.full(count, -np.inf)
+    place = table.shape[1] - k
+    return np.asarray(np.partition(table, place, axis=1)[:, place])
 
 
 def _guess(bank: Bank, coded: Coded, k: int, wider: int) -> np.ndarray:
@@ -258,17 +346,19 @@ def _guess(bank: Bank, coded: Coded, k: int, wider: int) -> np.ndarray:
 
 def _survivors(
     bank: Bank, coded: Coded, least: np.ndarray
-) -> tuple[list[Pairs], np.ndarray, float]:
-    """Pairs that may score `least` or more; (q,) how far off scores can be; the longest norm."""
+) -> tuple[list[Pairs], np.ndarray, list[np.ndarray]]:
+    """Pairs that may score `least` or more; (q,) how far off scores can be; norms of each tile."""
     out: dict[Any, Any] = {}
     pairs: list[Pairs] = []
-    total, bounds, longest = 0, np.zeros(len(least)), 0.0
+    norms: list[np.ndarray] = []
+    total, bounds = 0, np.zeros(len(least))
     for first, rows in _tiles(bank):
         tile = bank.coded.get(first)
         if tile is None:
-            tile = _code(bank, _centred(rows, bank))
+            tile = _code(bank, rows)
         bound = bank.screen.bound(coded, tile) + _centring(bank, coded, tile)
-        bounds, longest = np.maximum(bounds, bound), max(longest, float(tile.norm.max()))
+        bounds = np.maximum(bounds, bound)
+        norms.append(tile.norm)
         found = bank.screen.scores(coded, tile, out)
         flat = above(found, least - bound, out)
         query, row = np.divmod(flat.astype(np.uint32), np.uint32(len(rows)))
@@ -278,19 +368,21 @@ def _survivors(
         if total > _PAIRS and len(least) > 1:
             share = (first + len(rows)) / len(bank)
             raise _TooMany(max(2, int(total / share / _PAIRS) + 1))
-    return pairs, bounds, longest
+    return pairs, bounds, norms
 
 
 def _centring(bank: Bank, coded: Coded, tile: Coded) -> np.ndarray:
     """(q,) what single precision can cost a score before it is made.
 
     Centring rounds each number by a unit of it, and offsets are products of what is rounded so with
-    the centre; dividing by a norm rounds rows of length 1 as they are before.
+    the centre; dividing by a norm rounds rows of length 1 as they are before. Scaled numbers may
+    lose digits at the lower end of single precision.
     """
     centre = np.linalg.norm(np.asarray(bank.centre, dtype=np.float64))
     norm = tile.norm.max(initial=0.0)
     offset = float(np.abs(tile.offset).max(initial=0.0))
-    apart = (1.0 + centre) * (coded.norm + norm)
+    length = 1.0 if bank.metric == "cosine" else 2.0**-100
+    apart = (length + centre) * (coded.norm + norm)
     if bank.metric == "cosine":
         apart += centre
     return np.asarray(8 * _U32 * (coded.norm * norm + apart + offset))

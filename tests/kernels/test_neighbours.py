@@ -162,6 +162,48 @@ def test_rows_without_a_distance_are_refused_by_number(xp, side):
             nearest(*(xp.asarray(one) for one in rows.values()), k=1, metric=metric, xp=xp)
 
 
+@pytest.mark.parametrize("metric", neighbours.METRICS)
+@pytest.mark.parametrize(
+    ("dtype", "factor"),
+    [
+        (np.float32, np.where(np.arange(200) == 7, 1e25, 1)),
+        (np.float32, 1e20),
+        (np.float32, 1e-30),
+        (np.float64, 1e50),
+        (np.float64, np.where(np.arange(200) % 2, 1e-90, 1e90)),
+    ],
+)
+def test_size_loses_no_neighbour(xp, metric, dtype, factor):
+    rng = np.random.default_rng(12)
+    bank = (rng.normal(size=(200, 8)) * np.reshape(factor, (-1, 1))).astype(dtype)
+    queries = (rng.normal(size=(20, 8)) * np.min(factor)).astype(dtype)
+    value, index = found(bank, queries, xp, k=5, metric=metric, bank_cuts=[60, 150])
+    x, y = bank.astype(np.longdouble), queries.astype(np.longdouble)  # of a wider range
+    products = (y[:, None] * x).sum(axis=2)
+    norms = [np.sqrt((one**2).sum(axis=1)) for one in (x, y)]
+    every = {
+        "inner": products,
+        "cosine": products / norms[0] / norms[1][:, None],
+        "euclidean": np.sqrt(((y[:, None] - x) ** 2).sum(axis=2)),
+    }[metric]
+    order = np.argsort(every if metric == "euclidean" else -every, axis=1, kind="stable")[:, :5]
+    np.testing.assert_array_equal(index, order)
+    np.testing.assert_allclose(value, np.take_along_axis(every, order, 1).astype(float), rtol=1e-9)
+
+
+@pytest.mark.parametrize("side", ["bank", "queries"])
+def test_numbers_whose_squares_overflow_or_vanish_are_refused_by_number(xp, side):
+    for row, metric, message in (
+        ([1e200, 0, 0], "euclidean", f"{side} must lie within 2\\*\\*500 .* row 2 does not"),
+        ([0, -1e200, 0], "cosine", f"{side} must lie within 2\\*\\*500 .* row 2 does not"),
+        ([0, 1e-200, 0], "cosine", f"{side} must hold a number of 2\\*\\*-500 .* row 2 does not"),
+    ):
+        rows = {"bank": np.ones((4, 3)), "queries": np.ones((3, 3))}
+        rows[side][2] = row
+        with pytest.raises(ValueError, match=message):
+            nearest(*(xp.asarray(one) for one in rows.values()), k=1, metric=metric, xp=xp)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -12,6 +12,19 @@ from featstore.kernels.screens import SCREENS
 from featstore.kernels.search import Bank
 
 METRICS = ("euclidean", "cosine", "inner")
+THREADS = torch.get_num_threads()
+KINDS = {  # of size: dtype, and factors of bank and queries
+    "one row of 1e25": (np.float32, np.where(np.arange(1500) == 7, 1e25, 1), 1),
+    "one query of 1e25": (np.float32, 1, np.where(np.arange(12) == 3, 1e25, 1)),
+    "all of 1e20": (np.float32, 1e20, 1e20),
+    "all of 1e-30": (np.float32, 1e-30, 1e-30),
+    "all of 1e-40": (np.float32, 1e-40, 1e-40),
+    "all of 1e50": (np.float64, 1e50, 1e50),
+    "all of 1e140": (np.float64, 1e140, 1e140),
+    "all of 1e-140": (np.float64, 1e-140, 1e-140),
+    "1e-90 and 1e90": (np.float64, np.where(np.arange(1500) % 2, 1e-90, 1e90), 1e-90),
+    "all of other sizes": (np.float32, 10.0 ** np.linspace(-30, 30, 1500), 1e-3),
+}
 
 
 def brute_force(bank, queries, metric):
@@ -237,3 +250,78 @@ def test_a_large_common_part_of_single_precision_rows_loses_no_neighbour(screen,
     queries = (common + rng.normal(size=(50, 32))).astype(np.float32)
     found = search.search(Bank.of_array(bank, metric, screen=screen), queries, k=25)
     check(found, bank, queries, 25, metric)
+
+
+def best_of_all(bank, queries, k, metric):
+    """Values and rows of brute force in extended precision, which has a range of its own."""
+    x, y = bank.astype(np.longdouble), queries.astype(np.longdouble)
+    products = (y[:, None] * x).sum(axis=2)
+    if metric == "euclidean":
+        every = np.sqrt(((y[:, None] - x) ** 2).sum(axis=2))
+    elif metric == "cosine":
+        norms = (np.sqrt((one**2).sum(axis=1)) for one in (x, y))
+        every = products / next(norms) / next(norms)[:, None]
+    else:
+        every = products
+    order = np.argsort(every if metric == "euclidean" else -every, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(every, order, axis=1), order
+
+
+def sized(kind):
+    """(1500, 16) bank and (12, 16) queries."""
+    rng = np.random.default_rng(14)
+    dtype, factor, other = KINDS[kind]
+    bank = rng.normal(size=(1500, 16)) * np.reshape(factor, (-1, 1))
+    queries = rng.normal(size=(12, 16)) * np.reshape(other, (-1, 1))
+    return bank.astype(dtype), queries.astype(dtype)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sample", [100, 4096])  # the rows that stand out are in it, or are not
+def test_neither_large_nor_small_numbers_lose_a_neighbour(
+    screen, metric, kind, sample, monkeypatch
+):
+    monkeypatch.setattr(search, "_SAMPLE", sample)
+    bank, queries = sized(kind)
+    value, index = search.search(Bank.of_array(bank, metric, screen=screen), queries, k=5)
+    expected = best_of_all(bank, queries, 5, metric)
+    np.testing.assert_array_equal(index, expected[1])
+    np.testing.assert_allclose(value, expected[0].astype(float), rtol=1e-9)
+
+
+def test_a_bank_that_is_kept_serves_queries_of_another_size(screen):
+    bank, queries = sized("one query of 1e25")
+    kept = Bank.of_array(bank, "inner", screen=screen, keep=True)
+    for factor in (1, 1e10, 1e-10):
+        some = (queries * factor).astype(np.float32)
+        _, index = search.search(kept, some, k=5)
+        np.testing.assert_array_equal(index, best_of_all(bank, some, 5, "inner")[1])
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 1e200])
+@pytest.mark.parametrize("metric", METRICS)
+def test_rows_whose_squares_overflow_are_refused_by_number(screen, metric, wrong, monkeypatch):
+    monkeypatch.setattr(search, "_TILE", 40)
+    for sample in (20, 4096):
+        monkeypatch.setattr(search, "_SAMPLE", sample)
+        bank, queries = blobs(200, 8, dtype=np.float64), blobs(9, 8, seed=1, dtype=np.float64)
+        queries[6, 2] = wrong
+        with pytest.raises(ValueError, match=r"queries must be finite and lie within .* row 6"):
+            search.search(Bank.of_array(bank, metric, screen=screen), queries, k=3)
+        queries[6, 2], bank[143, 5] = 1, wrong
+        with pytest.raises(ValueError, match=r"the bank must be finite and lie within .* row 143"):
+            search.search(Bank.of_array(bank, metric, screen=screen), queries, k=3)
+    assert torch.get_num_threads() == THREADS
+
+
+def test_a_bank_that_changes_as_it_is_read_gives_no_placeholder():
+    rows = blobs(64, 4)
+    reads = []
+
+    def read(i):
+        reads.append(i)
+        return rows if len(reads) < 3 else rows * np.float32(np.nan)
+
+    with pytest.raises(ValueError, match="finite"):
+        search.search(Bank([64], read, "inner", screen=SCREENS["float32"]()), rows[:5], k=3)

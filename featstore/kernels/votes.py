@@ -11,6 +11,8 @@ import numpy as np
 
 from featstore.backend import Array
 
+_TIED = 1 - 1e-12  # share of the largest sum from which on another one ties with it
+
 
 def inverse_distance_weights(distance: Array, *, xp: Any) -> Array:
     """Vote weight 1 / distance; where a distance is 0, those of 0 get 1 and the others 0.
@@ -55,37 +57,56 @@ def softmax_weights(similarity: Array, *, temperature: float, xp: Any) -> Array:
 def votes(labels: Array, weights: Array, *, n_categories: int, xp: Any) -> Array:
     """Sum of the neighbours' weights for each category; the first largest one is the prediction.
 
+    Ties, up to a relative 1e-12: what is as close to the largest sum is given as that sum, so that
+    `argmax` finds the lowest such category, in whatever order a sum was rounded. So `winners` does.
+
     Parameters
     ----------
     labels : (q, k) integer, each in 0..n_categories-1: the neighbours' categories
-    weights : (q, k) floating
+    weights : (q, k) floating, none negative
     n_categories : number of categories c
     xp : array namespace of both arrays
 
     Returns
     -------
-    total : (q, c) in the dtype of `weights`; `argmax` settles ties by the lower category
+    total : (q, c) float64, added in the order of the neighbours
+
+    Raises
+    ------
+    ValueError
+        A label is out of range, or shapes differ.
     """
+    if weights.shape != labels.shape:
+        raise ValueError(f"weights must be of shape {labels.shape}, got {weights.shape}")
+    if 0 in labels.shape:
+        return xp.zeros((labels.shape[0], n_categories), dtype=xp.float64)
+    lowest, highest = int(xp.min(labels)), int(xp.max(labels))
+    if lowest < 0 or highest >= n_categories:
+        wrong = lowest if lowest < 0 else highest
+        raise ValueError(f"labels must lie in 0..{n_categories - 1} (categories), got {wrong}")
     if array_api_compat.is_numpy_namespace(xp):  # it adds in the order of the neighbours as well
         rows = np.arange(len(labels))[:, None] * n_categories
         flat = np.bincount(
             (rows + labels).ravel(), weights.ravel(), minlength=len(labels) * n_categories
         )
-        return flat.reshape(len(labels), n_categories).astype(weights.dtype, copy=False)
-    categories = xp.arange(n_categories, dtype=labels.dtype)[None, :]
-    total = xp.zeros((labels.shape[0], n_categories), dtype=weights.dtype)
-    for j in range(labels.shape[1]):  # neighbour by neighbour: (q, k, c) at once would not fit
-        chosen = xp.astype(labels[:, j : j + 1] == categories, weights.dtype)
-        total += chosen * weights[:, j : j + 1]
-    return total
+        total = flat.reshape(len(labels), n_categories)
+    else:
+        weights = xp.astype(weights, xp.float64)
+        categories = xp.arange(n_categories, dtype=labels.dtype)[None, :]
+        total = xp.zeros((labels.shape[0], n_categories), dtype=xp.float64)
+        for j in range(labels.shape[1]):  # neighbour by neighbour: (q, k, c) at once would not fit
+            chosen = xp.astype(labels[:, j : j + 1] == categories, xp.float64)
+            total += chosen * weights[:, j : j + 1]
+    most = xp.max(total, axis=1, keepdims=True)
+    return xp.where(total >= most * _TIED, most, total)
 
 
 def winners(labels: np.ndarray, weights: np.ndarray, *, ks: Sequence[int]) -> np.ndarray:
     """Predictions for several k and weightings at once, from lists sorted by nearness.
 
     A category's votes after each of its neighbours are running sums, so what wins among the first k
-    is the largest of their first k, and the number of categories costs nothing. Ties, up to a
-    relative 1e-12 of rounding: the lower category.
+    is the largest of their first k, and the number of categories costs nothing. The sums, ties and
+    predictions are those of `votes`.
 
     Parameters
     ----------
@@ -101,7 +122,7 @@ def winners(labels: np.ndarray, weights: np.ndarray, *, ks: Sequence[int]) -> np
     Raises
     ------
     ValueError
-        A k is out of range, or shapes do not fit.
+        A k or a label is out of range, or shapes do not fit.
     """
     count, m = labels.shape
     if not ks or min(ks) < 1 or max(ks) > m:
@@ -110,7 +131,11 @@ def winners(labels: np.ndarray, weights: np.ndarray, *, ks: Sequence[int]) -> np
         raise ValueError(
             f"weights must be of shape {labels.shape} or (w, {count}, {m}), got {weights.shape}"
         )
-    each = weights.reshape(-1, count, m)
+    lowest, highest = int(labels.min(initial=0)), int(labels.max(initial=0))
+    if lowest < 0 or highest >= 2**40:
+        wrong = lowest if lowest < 0 else highest
+        raise ValueError(f"labels must lie in 0..2**40-1, got {wrong}")
+    each = weights[None] if weights.ndim == 2 else weights
     found = np.empty((len(each), count, len(ks)), np.int64)
     step = max(1, 2**17 // m)  # so that what is made of some rows stays in a core's cache
     for start in range(0, count, step):
@@ -128,13 +153,13 @@ class _Order:
     Attributes
     ----------
     labels : (q, m) as given
-    place : (q, m) flat places in the lists of what is sorted so
-    before : (q, m) flat places, in a table of a column more, of the sum before its category begins
+    place : (m, q) flat places in the lists of what is sorted so
+    more : (m, q) whether the one before is of the same category
     """
 
     labels: np.ndarray
     place: np.ndarray
-    before: np.ndarray
+    more: np.ndarray
 
     @classmethod
     def of(cls, labels: np.ndarray) -> _Order:
@@ -145,22 +170,20 @@ class _Order:
         key = np.left_shift(key, bits) | np.arange(m, dtype=key.dtype)
         key.sort(axis=1)
         category = key >> bits
-        first = np.ones(labels.shape, bool)
-        first[:, 1:] = category[:, 1:] != category[:, :-1]
-        begun = np.maximum.accumulate(np.where(first, np.arange(m), 0), axis=1)
-        row = np.arange(count)[:, None]
-        place = (key & (2**bits - 1)).astype(np.int64) + row * m
-        return cls(labels, place, begun + row * (m + 1))
+        more = np.zeros((m, count), bool)
+        more[1:] = (category[:, 1:] == category[:, :-1]).T
+        place = (key & (2**bits - 1)).astype(np.int64) + np.arange(count)[:, None] * m
+        return cls(labels, np.ascontiguousarray(place.T), more)
 
     def winners(self, weights: np.ndarray, ks: Sequence[int]) -> np.ndarray:
         """(q, len(ks)) categories of most votes."""
         count, m = self.labels.shape
-        total = np.zeros((count, m + 1))
-        np.cumsum(np.take(weights, self.place), axis=1, out=total[:, 1:])
+        total = np.take(weights, self.place).astype(np.float64, copy=False)
+        for j in range(1, m):  # in the order of the neighbours, as `votes` adds
+            np.add(total[j], total[j - 1], out=total[j], where=self.more[j])
         running = np.empty((count, m))
-        np.put(running, self.place, total[:, 1:] - np.take(total, self.before))
-        # What is subtracted above leaves a rounding of the sum of all weights.
-        most = np.maximum.accumulate(running, axis=1) - 1e-12 * total[:, -1:]
+        np.put(running, self.place, total)
+        most = np.maximum.accumulate(running, axis=1) * _TIED
         found = np.empty((count, len(ks)), np.int64)
         for column, k in enumerate(ks):
             tied = running[:, :k] >= most[:, k - 1 : k]

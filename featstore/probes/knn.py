@@ -21,9 +21,9 @@ class KNN(Classifier):
 
     Attributes
     ----------
-    metric : `euclidean`, or `cosine`
-    weighting : `distance` (1 / distance; an exact hit takes the vote), `uniform`, or `softmax`
-        (exp(similarity / temperature))
+    metric : `euclidean`, `cosine` or `inner`
+    weighting : `uniform`; `distance` (1 / distance, where an exact hit takes the vote), of
+        `euclidean` alone; or `softmax` (exp(similarity / temperature)), of `cosine` or `inner`
     """
 
     k: int
@@ -39,6 +39,15 @@ class KNN(Classifier):
         if self.weighting not in ("distance", "softmax", "uniform"):
             raise ValueError(
                 f"weighting must be distance, softmax or uniform, got {self.weighting!r}"
+            )
+        # One divided by a similarity, or the exponential of a distance, would favour the farthest.
+        metrics = {"distance": ("euclidean",), "softmax": ("cosine", "inner"), "uniform": METRICS}
+        if self.metric not in metrics[self.weighting]:
+            allowed = [name for name, of in metrics.items() if self.metric in of]
+            raise ValueError(
+                f"weighting must be {' or '.join(allowed)} with metric {self.metric} "
+                f"({self.weighting} is for {' or '.join(metrics[self.weighting])}), "
+                f"got {self.weighting!r}"
             )
         if self.k < 1:
             raise ValueError(f"k must be at least 1, got {self.k}")

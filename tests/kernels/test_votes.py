@@ -1,5 +1,8 @@
 """Votes of neighbours against counting them one by one."""
 
+from fractions import Fraction
+from importlib import import_module
+
 import array_api_compat.numpy
 import numpy as np
 import pytest
@@ -66,6 +69,72 @@ def test_winners_are_the_first_largest_sums_of_votes(seed, m, categories, kind):
         for row in range(25):
             total = np.bincount(labels[row, :k], weights[row, :k], minlength=categories)
             assert predicted[row, column] == total.argmax()
+
+
+WEIGHTINGS = {
+    "uniform": np.ones_like,
+    "distance": lambda far: inverse_distance_weights(far, xp=array_api_compat.numpy),
+    "softmax": lambda far: softmax_weights(-far, temperature=0.5, xp=array_api_compat.numpy),
+    "float32": lambda far: (1 / (1 + far)).astype(np.float32),
+}
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    seed=st.integers(0, 10**6),
+    m=st.integers(1, 40),
+    categories=st.integers(1, 6),
+    weighting=st.sampled_from(sorted(WEIGHTINGS)),
+    unit=st.sampled_from([1.0, 0.1, 1 / 3]),  # thirds and tenths tie up to rounding alone
+    name=st.sampled_from(["numpy", "array_api_strict"]),
+)
+def test_winners_are_the_argmax_of_votes_where_many_tie(seed, m, categories, weighting, unit, name):
+    xp = array_api_compat.array_namespace(import_module(name).empty(0))
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, categories, size=(20, m))
+    distance = np.sort(rng.integers(0, 5, size=(20, m)) + (seed % 2), axis=1) * unit
+    weights = WEIGHTINGS[weighting](distance)
+    ks = sorted({1, m // 2 + 1, m})
+    predicted = winners(labels, weights, ks=ks)
+    for column, k in enumerate(ks):
+        near = xp.asarray(labels[:, :k]), xp.asarray(weights[:, :k])
+        total = to_host(votes(*near, n_categories=categories, xp=xp))
+        np.testing.assert_array_equal(predicted[:, column], total.argmax(axis=1))
+        for row in range(20):
+            exact = [Fraction(0)] * categories
+            for label, weight in zip(labels[row, :k], weights[row, :k], strict=True):
+                exact[label] += Fraction(float(weight))
+            close = [sum_ >= max(exact) * (1 - Fraction(1, 10**12)) for sum_ in exact]
+            assert predicted[row, column] == close.index(True)
+
+
+def test_sums_that_tie_up_to_rounding_go_to_the_lower_category(xp):
+    # 1 / 10 + 1 / 5 is 0.30000000000000004, and 1 / (10 / 3) is 0.3.
+    labels, distance = np.array([[0, 1, 1]]), np.array([[10 / 3, 5.0, 10.0]])
+    weights = inverse_distance_weights(xp.asarray(distance), xp=xp)
+    total = votes(xp.asarray(labels), weights, n_categories=2, xp=xp)
+    assert int(xp.argmax(total, axis=1)[0]) == 0
+    assert winners(labels, to_host(weights), ks=[3])[0, 0] == 0
+
+
+def test_labels_and_shapes_that_do_not_fit_are_refused(xp):
+    for labels, wrong in (([[0, 2, 4], [0, 1, 1]], 4), ([[0, -1, 2]], -1)):
+        near = xp.asarray(labels)
+        weights = xp.ones(near.shape, dtype=xp.float64)
+        with pytest.raises(ValueError, match=rf"labels must lie in 0\.\.2 .*got {wrong}"):
+            votes(near, weights, n_categories=3, xp=xp)
+    with pytest.raises(ValueError, match=r"weights must be of shape \(2, 3\), got \(2, 2\)"):
+        votes(xp.asarray([[0, 1, 1]] * 2), xp.ones((2, 2)), n_categories=3, xp=xp)
+    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.2\*\*40-1, got -3"):
+        winners(np.array([[0, -3]]), np.ones((1, 2)), ks=[1])
+
+
+def test_no_queries_have_no_winners(xp):
+    none = np.zeros((0, 4), int)
+    assert winners(none, np.zeros((0, 4)), ks=[1, 3]).shape == (0, 2)
+    assert winners(none, np.zeros((2, 0, 4)), ks=[1, 3]).shape == (2, 0, 2)
+    near = xp.asarray(none), xp.zeros((0, 4), dtype=xp.float64)
+    assert votes(*near, n_categories=3, xp=xp).shape == (0, 3)
 
 
 def test_winners_of_exact_hits_and_of_many_categories():

@@ -37,11 +37,14 @@ def nearest(
     """The k nearest rows of one block of a bank to each query, exactly.
 
     However bank and queries are divided into blocks, the merged lists hold the same rows and the
-    same values bit for bit. A value is made from its own pair of rows alone, by
-    element-wise operations: a sum of squared differences (so 0 for a duplicate), or of products.
+    same values bit for bit: a value is made from its own pair of rows alone, in double precision.
+    That of a duplicate is 0 under `euclidean`. The last bits differ between namespaces.
 
-    In numpy it is `featstore.kernels.search`, for whole banks as well. Elsewhere a
-    matrix product only proposes candidates. A list stands when the last of its k values is better
+    In numpy it is `featstore.kernels.search`, for whole banks as well: values are dot products, and
+    distances come from these and squared norms, or where two rows are close from differences. In
+    cupy it is `featstore.kernels.cuda_neighbours`, for k up to 2048. Elsewhere values are sums of
+    element-wise products or squared differences, and a matrix product only proposes candidates. A
+    list stands when the last of its k values is better
     than any row left out can be, given a bound on the product's rounding error (Higham, *Accuracy
     and Stability of Numerical Algorithms*, 2nd ed., section 3.1: it holds for every order of
     summation); else it is made again from more candidates, in the end from all rows of the block.
@@ -63,13 +66,10 @@ def nearest(
     Raises
     ------
     ValueError
-        `k` is less than 1, the metric is not one of the three, the widths differ, a number is not
-        finite, or a row is zero under `cosine`.
+        `k` is less than 1, the metric is not one of the three, the widths differ, or a row is one
+        that `check_rows` refuses.
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    _check_options(k, metric)
     if bank.shape[1] != queries.shape[1]:
         raise ValueError(f"bank has rows of width {bank.shape[1]}, queries of {queries.shape[1]}")
     check_rows("bank", bank, metric, xp=xp)
@@ -90,6 +90,13 @@ def nearest(
         part = (value, index + (first + start))
         found = part if start == 0 else merge_nearest(found, part, k=k, metric=metric, xp=xp)
     return found
+
+
+def _check_options(k: int, metric: str) -> None:
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
 
 
 def check_rows(name: str, rows: Array, metric: str, *, first: int = 0, xp: Any) -> None:
@@ -133,7 +140,17 @@ def merge_nearest(a: Neighbours, b: Neighbours, *, k: int, metric: str, xp: Any)
     Returns
     -------
     value, index : (q, min(k, values in both lists))
+
+    Raises
+    ------
+    ValueError
+        `k` is less than 1, the metric is not one of the three, or the lists are of unlike queries.
     """
+    _check_options(k, metric)
+    if a[0].shape[0] != b[0].shape[0]:
+        raise ValueError(
+            f"lists must be of the same queries, got {a[0].shape[0]} in a, {b[0].shape[0]} in b"
+        )
     value = xp.concat((a[0], b[0]), axis=1)
     index = xp.concat((a[1], b[1]), axis=1)
     by_row = xp.argsort(index, axis=1)

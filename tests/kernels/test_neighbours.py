@@ -1,4 +1,5 @@
 from functools import reduce
+from importlib import import_module
 from itertools import pairwise
 
 import array_api_compat.numpy
@@ -130,6 +131,58 @@ def test_neighbours_closer_than_the_products_rounding_are_told_apart(xp):
     np.testing.assert_array_equal(index, np.tile(np.argsort(step)[:10], (5, 1)))
 
 
+def merged(parts, rng, **options):
+    """One list out of all, by a binary tree of merges drawn at random."""
+    parts = list(parts)
+    while len(parts) > 1:
+        a, b = (parts.pop(int(rng.integers(len(parts)))) for _ in range(2))
+        parts.append(merge_nearest(a, b, **options))
+    return tuple(to_host(one) for one in parts[0])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    n=st.integers(1, 60),
+    k=st.integers(1, 20),
+    metric=st.sampled_from(neighbours.METRICS),
+    name=st.sampled_from(["numpy", "array_api_strict"]),
+    copies=st.integers(1, 3),
+    spacing=st.sampled_from([0.0, 1e-9, 1.0]),
+    cuts=st.lists(st.integers(0, 60), max_size=6),
+)
+def test_neither_blocks_nor_merges_nor_the_order_of_rows_change_a_bit(
+    seed, n, k, metric, name, copies, spacing, cuts
+):
+    xp = array_api_compat.array_namespace(import_module(name).empty(0))
+    rng = np.random.default_rng(seed)
+    options = {"k": k, "metric": metric, "xp": xp}
+    # Odd numbers of few kinds: many ties, and no row of zeros.
+    rows = 2.0 * rng.integers(-2, 3, size=(n, 7)) + 1 + spacing * rng.normal(size=(n, 7))
+    queries = np.concatenate((2.0 * rng.integers(-2, 3, size=(5, 7)) + 1, rows[:3]))
+    order = rng.permutation(np.repeat(np.arange(n), copies))
+    bank = rows[order]
+    asked = xp.asarray(queries)
+    edges = [0, *sorted(min(cut, len(bank)) for cut in cuts), len(bank)]
+    blocks = [xp.asarray(bank[a:b]) for a, b in pairwise(edges)]
+    parts = [
+        nearest(block, asked, first=a, **options)
+        for a, block in zip(edges[:-1], blocks, strict=True)
+    ]
+    value, index = merged(parts, rng, **options)
+
+    # Each row's own value, from a bank of that row alone.
+    single = np.stack(
+        [to_host(nearest(xp.asarray(row[None]), asked, **options)[0])[:, 0] for row in rows], axis=1
+    )
+    every = single[:, order]
+    best = np.argsort(every if metric == "euclidean" else -every, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(index, best)
+    np.testing.assert_array_equal(value, np.take_along_axis(every, best, axis=1))
+    expected = reference(bank, queries, k, metric)[0]
+    np.testing.assert_allclose(value, expected, rtol=1e-7, atol=1e-7)
+
+
 def test_merging_is_associative_and_commutative(xp):
     rng = np.random.default_rng(5)
     bank, queries = lattice(rng, 60, 5, 10), xp.asarray(lattice(rng, 9, 5, 10))
@@ -217,6 +270,20 @@ def test_wrong_options_are_refused(options, message):
         nearest(np.zeros((2, 3)), np.zeros((2, 3)), xp=xp, **options)
     with pytest.raises(ValueError, match="rows of width 3, queries of 4"):
         nearest(np.zeros((2, 3)), np.zeros((2, 4)), k=1, metric="inner", xp=xp)
+
+
+def test_lists_that_cannot_be_merged_are_refused(xp):
+    rng = np.random.default_rng(13)
+    bank, queries = (xp.asarray(rng.normal(size=(n, 3))) for n in (5, 4))
+    options = {"k": 2, "metric": "inner", "xp": xp}
+    a, b = nearest(bank, queries, **options), nearest(bank, queries[:3, :], **options)
+    for lists, changed, message in (
+        ((a, a), {"k": 0}, "k must be at least 1, got 0"),
+        ((a, a), {"metric": "l1"}, "metric must be one of euclidean, cosine, inner, got 'l1'"),
+        ((a, b), {}, "lists must be of the same queries, got 4 in a, 3 in b"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            merge_nearest(*lists, **(options | changed))
 
 
 def predictions(bank, labels, queries, xp):

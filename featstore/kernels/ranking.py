@@ -12,6 +12,7 @@ from featstore.kernels.pairs import pair_dots
 from featstore.kernels.scale import sum_last
 
 _CLOSE = 1e-4  # squared distances below this share of |q|^2 + |x|^2 are summed from differences
+_STRIP = 128  # rows squared at a time
 _NOWHERE = 2**62  # stands where there is no row
 
 
@@ -63,7 +64,7 @@ class Asked:
         square = squares(queries)
         size = np.sqrt(square)
         if metric == "euclidean":
-            shift = squares(wide * scale - centre) / 2
+            shift = squares(wide, scale, centre) / 2
         else:
             shift = -np.einsum("ij,j->i", wide, centre) * scale
         if metric == "cosine":
@@ -124,10 +125,18 @@ def values(
     return found
 
 
-def squares(rows: np.ndarray) -> np.ndarray:
-    """(n,) float64 sums of squares; a row's is the same in whatever block it stands."""
-    wide = rows.astype(np.float64)
-    return np.asarray(sum_last(wide * wide))
+def squares(rows: np.ndarray, scale: float = 1.0, centre: np.ndarray | None = None) -> np.ndarray:
+    """(n,) float64 sums of squares of rows (n, d), or of these times `scale` less `centre` (d,).
+
+    A row's is the same in whatever block it stands.
+    """
+    found = np.empty(len(rows))
+    for start in range(0, len(rows), _STRIP):  # copies of all rows would be the largest buffers
+        wide = rows[start : start + _STRIP].astype(np.float64)
+        if centre is not None:
+            wide = wide * scale - centre
+        found[start : start + _STRIP] = sum_last(wide * wide)
+    return found
 
 
 def best(

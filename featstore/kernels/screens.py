@@ -40,6 +40,11 @@ class Coded:
     error: np.ndarray
     norm: np.ndarray
 
+    def part(self, start: int, stop: int) -> Coded:
+        """Some of the queries."""
+        rows = slice(start, stop)
+        return Coded(self.codes[rows], None, self.scale, self.error[rows], self.norm[rows])
+
 
 class Screen(Protocol):
     """One way to compute rough scores."""

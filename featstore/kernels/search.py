@@ -24,7 +24,8 @@ from featstore.kernels.ranking import Asked, Pairs, best, by_query, values
 from featstore.kernels.screens import Coded, Screen, above, fastest, floats, lowered
 
 _TILE = 1024  # rows of the bank in one product
-_QUERIES = 2560  # queries in one product, and in one pass over the bank
+_QUERIES = 1280  # queries in one product, and in one pass over the bank
+_STRIP = 256  # queries whose scores of the sample are held at a time
 _SAMPLE = 4096  # rows of the bank that the first guess is made from
 _KEPT = 2**28  # bytes of coded rows that one search makes once for all of its queries
 _PAIRS = 6_000_000  # that a pass may keep, at some 30 bytes each
@@ -299,8 +300,15 @@ def _search(
     others = [
         one.where((one.score < edge[one.query]) & (one.score >= cut[one.query])) for one in pairs
     ]
-    known += values(asked, _tiles(bank), others, bank.squares)
-    value, index = best([*likely, *others], known, count, k)
+    del pairs
+    # Most of these turn out worse than what is known, and need no place in a table.
+    worst = -_kth([one.query for one in likely], [-value for value in known], count, k)
+    for one, value in zip(others, values(asked, _tiles(bank), others, bank.squares), strict=True):
+        good = value <= worst[one.query]
+        likely.append(one.where(good))
+        known.append(value[good])
+    del others
+    value, index = best(likely, known, count, k)
     # From 0.0, since -0.0 would be another value.
     value = np.sqrt(value) if bank.metric == "euclidean" else 0.0 - value
     full = reached > -np.inf
@@ -336,12 +344,21 @@ def _guess(bank: Bank, coded: Coded, k: int, wider: int) -> np.ndarray:
     rank = wider * int(np.ceil(mean + 4.8 * np.sqrt(mean) + 1))
     if rank >= size:
         return np.full(len(coded.norm), -np.inf)
-    found = [
-        floats(bank.screen.scores(coded, tile, {})) - bank.screen.lift(coded, tile)
-        for tile in bank.sample
-    ]
-    scores = np.concatenate(found, axis=1).astype(np.float32, copy=False)
-    return np.partition(scores, size - rank, axis=1)[:, size - rank].astype(np.float64)
+    scores = np.empty((min(_STRIP, len(coded.norm)), size), np.float32)
+    least = np.empty(len(coded.norm))
+    edges = np.cumsum([0, *(len(tile.norm) for tile in bank.sample)])
+    for start in range(0, len(least), _STRIP):  # of all queries they would take most of the memory
+        some = coded.part(start, start + _STRIP)
+        table = scores[: len(some.norm)]
+        out: dict[Any, Any] = {}
+        for tile, left, right in zip(bank.sample, edges[:-1], edges[1:], strict=True):
+            found = floats(bank.screen.scores(some, tile, out))
+            np.subtract(
+                found, bank.screen.lift(some, tile), out=table[:, left:right], casting="same_kind"
+            )
+        table.partition(size - rank, axis=1)
+        least[start : start + _STRIP] = table[:, size - rank]
+    return least
 
 
 def _survivors(

@@ -9,7 +9,7 @@ the search is made again with what is known by then, so the result never depends
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from featstore.kernels.ranking import Asked, Pairs, best, by_query, values
+from featstore.kernels.ranking import Asked, Pairs, best, by_query, values, widened
 from featstore.kernels.screens import Coded, Screen, above, fastest, floats, lowered
 
 _TILE = 1024  # rows of the bank in one product
@@ -148,21 +148,39 @@ def _largest(name: str, rows: np.ndarray, first: int = 0) -> np.ndarray:
 def _search_all(
     bank: Bank, queries: np.ndarray, order: np.ndarray, value: np.ndarray, index: np.ndarray
 ) -> None:
-    """Fill value and index (q, k), queries in some order, on all threads."""
+    """Fill value and index (q, k), queries in some order, on all threads.
 
-    def work(rows: np.ndarray) -> None:
-        value[rows], index[rows] = _search(bank, queries[rows], value.shape[1], None)
-
+    Threads share the queries, or of a bank that is too large to be kept coded its blocks: so each
+    is read and coded once for all queries that memory has room for, and not by every thread.
+    """
+    size = len(bank) * queries.shape[1] * 2  # at most
+    large = size > _KEPT and not bank.keep
     with _threads() as (share, threads):
-        size = len(bank) * queries.shape[1] * 2  # at most
-        held = bank.screen.keeps and (bank.keep or size <= _KEPT)
-        if held:
-            blocks = np.array_split(np.arange(len(bank.sizes)), threads)
+        blocks = [part for part in np.array_split(np.arange(len(bank.sizes)), threads) if len(part)]
+        over = _Over(share, blocks) if large else _Over(_each, [np.arange(len(bank.sizes))])
+
+        def work(rows: np.ndarray) -> None:
+            value[rows], index[rows] = _search(bank, queries[rows], value.shape[1], None, over)
+
+        if bank.screen.keeps and not large:
             share(partial(_code_blocks, bank), blocks)
         rounds = -(-len(queries) // (threads * _QUERIES))
-        share(work, np.array_split(order, min(len(order), threads * rounds)))
-    if held and not bank.keep:
+        pieces = rounds if large else threads * rounds
+        (_each if large else share)(work, np.array_split(order, min(len(order), pieces)))
+    if not bank.keep:
         bank.coded.clear()
+
+
+def _each(work: Callable[[Any], Any], parts: Iterable[Any]) -> list[Any]:
+    return [work(part) for part in parts]
+
+
+@dataclass(frozen=True)
+class _Over:
+    """Blocks of a bank in parts, and a map over these."""
+
+    share: Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]
+    parts: Sequence[np.ndarray]
 
 
 @contextmanager
@@ -174,7 +192,7 @@ def _threads() -> Iterator[tuple[Callable[..., Any], int]]:
     """
     threads = torch.get_num_threads()
     if threads == 1:
-        yield lambda work, parts: list(map(work, parts)), 1
+        yield _each, 1
         return
     try:
         with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
@@ -214,7 +232,7 @@ def _scale(most: float, metric: str) -> float:
 def _unit(rows: np.ndarray, bank: Bank) -> np.ndarray:
     """Rows as they are compared, scaled: float64 where they are given so, else float32."""
     wide = rows.dtype == np.float64 or bank.scale > 2.0**100  # which float32 might not hold
-    rows = rows.astype(np.float64 if wide else np.float32, copy=False)
+    rows = widened(rows, np.float64 if wide else np.float32)
     if bank.metric != "cosine":
         return rows if bank.scale == 1 else rows * np.asarray(bank.scale, rows.dtype)
     norm = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
@@ -250,22 +268,22 @@ def _code(bank: Bank, rows: np.ndarray) -> Coded:
 
 def _code_blocks(bank: Bank, blocks: np.ndarray) -> None:
     """Code all tiles of some blocks that are not coded yet."""
-    for first, rows in _tiles(bank, blocks.tolist()):
+    for first, rows in _tiles(bank, blocks):
         if first not in bank.coded:
             bank.coded[first] = _code(bank, rows)
 
 
-def _tiles(bank: Bank, blocks: Sequence[int] | None = None) -> Iterator[tuple[int, np.ndarray]]:
-    """First row and rows of each tile, of all blocks or of some."""
+def _tiles(bank: Bank, blocks: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """First row and rows of each tile of some blocks."""
     edges = [0, *accumulate(bank.sizes)]
-    for block in range(len(bank.sizes)) if blocks is None else blocks:
+    for block in blocks:
         rows = bank.read(block)
         for start in range(0, len(rows), _TILE):
             yield edges[block] + start, rows[start : start + _TILE]
 
 
 def _search(
-    bank: Bank, queries: np.ndarray, k: int, least: np.ndarray | None, wider: int = 1
+    bank: Bank, queries: np.ndarray, k: int, least: np.ndarray | None, over: _Over, wider: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same of few queries, given what the k-th best score is known to reach.
 
@@ -275,13 +293,17 @@ def _search(
     if least is None:
         least = _guess(bank, coded, k, wider)
     try:
-        pairs, bound, norms = _survivors(bank, coded, least)
+        found = over.share(partial(_survivors, bank, coded, least), over.parts)
     except _TooMany as error:
         parts = [
-            _search(bank, queries[rows], k, least[rows])
+            _search(bank, queries[rows], k, least[rows], over)
             for rows in np.array_split(np.arange(len(queries)), min(error.pieces, len(queries)))
         ]
         return np.concatenate([v for v, _ in parts]), np.concatenate([i for _, i in parts])
+
+    pairs, norms = ([one for part in found for one in part[i]] for i in (0, 1))
+    bound = np.max([part[2] for part in found], axis=0)
+    del found
 
     # Exact values of the k best by score first: none that scores much less than these reach needs
     # one. Scores are rough, but by no more than `bound`.
@@ -289,7 +311,7 @@ def _search(
     edge = _kth([one.query for one in pairs], [one.score for one in pairs], count, k)
     asked = Asked.of(queries, np.asarray(bank.centre), bank.scale, bank.metric)
     likely = [one.where(one.score >= edge[one.query]) for one in pairs]
-    known = values(asked, _tiles(bank), likely, bank.squares)
+    known = _values(bank, asked, likely, over)
     # As low as rounding may have left them, each by what its own row can cost.
     low = [
         asked.scores(value, one.query, norm[one.row])
@@ -303,7 +325,7 @@ def _search(
     del pairs
     # Most of these turn out worse than what is known, and need no place in a table.
     worst = -_kth([one.query for one in likely], [-value for value in known], count, k)
-    for one, value in zip(others, values(asked, _tiles(bank), others, bank.squares), strict=True):
+    for one, value in zip(others, _values(bank, asked, others, over), strict=True):
         good = value <= worst[one.query]
         likely.append(one.where(good))
         known.append(value[good])
@@ -319,8 +341,20 @@ def _search(
         redo = np.flatnonzero(again)
         if len(redo):
             part = None if lower is None else lower[redo]
-            value[redo], index[redo] = _search(bank, queries[redo], k, part, more)
+            value[redo], index[redo] = _search(bank, queries[redo], k, part, over, more)
     return value, index
+
+
+def _values(bank: Bank, asked: Asked, pairs: Sequence[Pairs], over: _Over) -> list[np.ndarray]:
+    """Exact values of the pairs of each tile."""
+    counts = [sum(-(-bank.sizes[block] // _TILE) for block in part) for part in over.parts]
+    ends = [0, *accumulate(counts)]
+
+    def work(i: int) -> list[np.ndarray]:
+        mine = pairs[ends[i] : ends[i + 1]]
+        return values(asked, _tiles(bank, over.parts[i]), mine, bank.squares)
+
+    return [one for part in over.share(work, range(len(counts))) for one in part]
 
 
 def _kth(
@@ -362,14 +396,17 @@ def _guess(bank: Bank, coded: Coded, k: int, wider: int) -> np.ndarray:
 
 
 def _survivors(
-    bank: Bank, coded: Coded, least: np.ndarray
-) -> tuple[list[Pairs], np.ndarray, list[np.ndarray]]:
-    """Pairs that may score `least` or more; (q,) how far off scores can be; norms of each tile."""
+    bank: Bank, coded: Coded, least: np.ndarray, blocks: np.ndarray
+) -> tuple[list[Pairs], list[np.ndarray], np.ndarray]:
+    """Of some blocks: pairs that may score `least` or more, norms of rows, each by its tile; (q,)
+    how far off scores can be.
+    """
     out: dict[Any, Any] = {}
     pairs: list[Pairs] = []
     norms: list[np.ndarray] = []
-    total, bounds = 0, np.zeros(len(least))
-    for first, rows in _tiles(bank):
+    room = _PAIRS * sum(bank.sizes[i] for i in blocks) / len(bank)
+    total, seen, bounds = 0, 0, np.zeros(len(least))
+    for first, rows in _tiles(bank, blocks):
         tile = bank.coded.get(first)
         if tile is None:
             tile = _code(bank, rows)
@@ -381,11 +418,10 @@ def _survivors(
         query, row = np.divmod(flat.astype(np.uint32), np.uint32(len(rows)))
         score = floats(found.ravel()[flat])
         pairs.append(Pairs(first, query.view(np.int32), row.view(np.int32), score))
-        total += len(flat)
-        if total > _PAIRS and len(least) > 1:
-            share = (first + len(rows)) / len(bank)
-            raise _TooMany(max(2, int(total / share / _PAIRS) + 1))
-    return pairs, bounds, norms
+        total, seen = total + len(flat), seen + len(rows)
+        if total > room and len(least) > 1:
+            raise _TooMany(max(2, int(total / seen * len(bank) / _PAIRS) + 1))
+    return pairs, norms, bounds
 
 
 def _centring(bank: Bank, coded: Coded, tile: Coded) -> np.ndarray:

@@ -99,7 +99,9 @@ def half_an_ulp_above(n, d, seed):
 @pytest.mark.parametrize(
     "kind", ["all equal", "most tied", "duplicates", "half an ulp", "sorted", "one feature"]
 )
-def test_degenerate_banks_stay_exact_and_within_memory(screen, metric, kind, monkeypatch):
+@pytest.mark.parametrize("large", [False, True])  # threads share queries, or blocks of the bank
+def test_degenerate_banks_stay_exact_and_within_memory(screen, metric, kind, large, monkeypatch):
+    monkeypatch.setattr(search, "_KEPT", 0 if large else 2**28)
     monkeypatch.setattr(search, "_PAIRS", 20_000)
     monkeypatch.setattr(search, "_SAMPLE", 256)
     rng = np.random.default_rng(2)
@@ -128,7 +130,7 @@ def test_degenerate_banks_stay_exact_and_within_memory(screen, metric, kind, mon
     )
     value, index = search.search(Bank.of_array(bank, metric, screen=screen), queries, k=30)
     check((value, index), bank, queries, 30, metric)
-    assert max(kept) <= 20_000 + search._TILE * len(queries)
+    assert max(kept) <= 20_000 + (THREADS if large else 1) * search._TILE * len(queries)
     if kind == "all equal":
         np.testing.assert_array_equal(index, np.tile(np.arange(30), (40, 1)))
     tied = np.diff(value, axis=1) == 0
@@ -147,9 +149,10 @@ def test_degenerate_banks_stay_exact_and_within_memory(screen, metric, kind, mon
     integers=st.booleans(),
     tile=st.sampled_from([7, 64, 1024]),
     keep=st.booleans(),
+    large=st.booleans(),
 )
 def test_no_division_order_or_screen_changes_a_bit(
-    seed, n, q, d, k, metric, name, integers, tile, keep
+    seed, n, q, d, k, metric, name, integers, tile, keep, large
 ):
     made = SCREENS[name]()
     if not screens._is_right(made):
@@ -158,8 +161,9 @@ def test_no_division_order_or_screen_changes_a_bit(
     draw = (lambda *s: rng.integers(1, 4, s)) if integers else (lambda *s: rng.normal(size=s))
     bank, queries = draw(n, d).astype(np.float32), draw(q, d).astype(np.float32)
     plain = search.search(Bank.of_array(bank, metric, screen=SCREENS["float32"]()), queries, k=k)
-    before = search._TILE, search._SAMPLE, search._QUERIES
+    before = search._TILE, search._SAMPLE, search._QUERIES, search._KEPT
     search._TILE, search._SAMPLE, search._QUERIES = tile, 50, 5
+    search._KEPT = 0 if large else 2**28
     try:
         sizes = [len(part) for part in np.array_split(bank, min(n, 3))]
         edges = np.cumsum([0, *sizes])
@@ -168,7 +172,7 @@ def test_no_division_order_or_screen_changes_a_bit(
         first = search.search(whole, queries[shuffled], k=k)
         again = search.search(whole, queries, k=k)  # of what was kept
     finally:
-        search._TILE, search._SAMPLE, search._QUERIES = before
+        search._TILE, search._SAMPLE, search._QUERIES, search._KEPT = before
     for one, other in zip(plain, again, strict=True):
         np.testing.assert_array_equal(one, other)
     for one, other in zip(plain, first, strict=True):

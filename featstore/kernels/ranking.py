@@ -105,12 +105,20 @@ def values(
         if not len(query):
             found.append(np.empty(0))
             continue
+        used = np.zeros(len(rows), bool)
+        used[row] = True
+        few = 2 * np.count_nonzero(used) < len(rows)  # then the others need not even be read
+        if few:
+            rows, row = rows[used], (np.cumsum(used) - 1)[row]
         x = widened(rows, np.float64)
         value = -_dots(asked.wide, x, query, row)
         if asked.metric != "inner":
-            if first not in known:
-                known[first] = squares(x)
-            square = known[first]
+            if few:
+                square = squares(x)
+            else:
+                if first not in known:
+                    known[first] = squares(x)
+                square = known[first]
         if asked.metric == "cosine":
             # Not the root of the product, which overflows where neither of the two does.
             size = np.sqrt(asked.square)[query] * np.sqrt(square)[row]

@@ -33,3 +33,17 @@ def test_a_benchmark_says_what_it_measured_beside_what(name, tmp_path):
 def test_every_script_that_measures_is_run_by_all():
     others = {"all", "common", "protocols", "finetune", "gpu", "backbones"}
     assert {path.stem for path in SCRIPTS.glob("*.py")} == others | set(NAMES)
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_readme_has_the_ratios_that_were_measured(name):
+    measured = json.loads((ROOT / "data" / "benchmarks" / f"{name}.json").read_text())["rows"]
+    ratios = [row["ratio"] for rows in measured.values() for row in rows]
+    table = (ROOT / "README.md").read_text().partition("## How fast its kernels are")[2]
+    heads = {"cpu": "| | ours | beside |", "gpu": "| on an H200"}
+    lines = table[table.index(heads[name]) :].partition("\n\n")[0].splitlines()[2:]
+    printed = [text for line in lines for text in line.split("|")[-2].split(";")]
+    assert len(printed) >= 4
+    for text in map(str.strip, printed):
+        half = 0.5 * 10.0 ** -len(text.partition(".")[2])
+        assert any(abs(float(text) - ratio) <= half * 1.001 for ratio in ratios), text

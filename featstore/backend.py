@@ -46,7 +46,7 @@ def namespace(device: str) -> Any:
     if not gpu_available():
         raise RuntimeError(
             f"device {device!r} needs cupy and a CUDA GPU, and there is none: use cpu, or "
-            "pip install featstore[cuda12] (featstore[cuda13] for CUDA 13)"
+            "pip install '.[cuda12]' in featstore's folder ('.[cuda13]' for CUDA 13)"
         )
     if number:
         cuda = import_module("cupy").cuda

@@ -23,7 +23,7 @@ def test_a_device_of_another_form_is_refused(device):
 @pytest.mark.parametrize("device", ["cuda", "cuda:0"])
 def test_without_a_gpu_the_error_says_what_to_install(monkeypatch, device):
     monkeypatch.setattr(backend, "gpu_available", lambda: False)
-    with pytest.raises(RuntimeError, match=r"pip install featstore\[cuda12\]"):
+    with pytest.raises(RuntimeError, match=r"pip install '.\[cuda12\]' in featstore's folder"):
         backend.namespace(device)
 
 

@@ -173,7 +173,7 @@ def _hub_shards(name: str, download: bool) -> _Found:
     except ImportError as error:
         raise MissingDatasetError(
             f"hf:{name} is on the Hugging Face hub, and the package datasets, which reads it, is "
-            f"not installed: pip install featstore[hf]"
+            f"not installed: pip install '.[hf]' in featstore's folder"
         ) from error
     repository, config = name, None
     if name.count("/") == 2:

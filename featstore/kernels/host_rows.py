@@ -10,6 +10,8 @@ import numpy as np
 from featstore.kernels.descent import Basis, sample_step
 from featstore.kernels.softmax import category_sums
 
+_LARGEST = 1e12
+
 _TILE = 2048  # rows at a time: their logits stay in a core's cache
 
 Sums = tuple[float, np.ndarray, np.ndarray]
@@ -163,6 +165,12 @@ def _check(features: np.ndarray, labels: np.ndarray, n_categories: int) -> None:
     if not np.isfinite(features).all():
         row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
         raise ValueError(f"features must be finite, and row {row} has NaN or infinity")
+    largest = np.maximum(features.max(axis=1), -features.min(axis=1))
+    if largest.max() >= _LARGEST:
+        raise ValueError(
+            f"features must lie within {_LARGEST:.0e} of 0, or no C of use is left, and row "
+            f"{int(largest.argmax())} holds {largest.max():.3g}; divide them all by as much"
+        )
     if several:
         return
     if labels.min() < 0 or labels.max() >= n_categories:

@@ -10,12 +10,11 @@ import array_api_compat
 from featstore.backend import Array, strip_size
 from featstore.kernels import cuda_neighbours
 from featstore.kernels.scale import l2_normalise, sum_last
-from featstore.kernels.search import LARGEST, Bank, search
+from featstore.kernels.search import LARGEST, METRICS, Bank, search
 
 Neighbours: TypeAlias = tuple[Array, Array]
 """Values (q, k) float64 and rows of the bank (q, k) int64, the best first, ties by lower row."""
 
-METRICS = ("euclidean", "cosine", "inner")
 
 _BANK_ROWS = 16_384  # rows of the bank compared at a time
 _COSTS = 2**23  # float64 in one matrix of costs, queries x rows: 64 MiB

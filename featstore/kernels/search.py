@@ -23,6 +23,8 @@ import torch
 from featstore.kernels.ranking import Asked, Pairs, best, by_query, values, widened
 from featstore.kernels.screens import Coded, Screen, above, fastest, floats, lowered
 
+METRICS = ("euclidean", "cosine", "inner")
+
 _TILE = 1024  # rows of the bank in one product
 _QUERIES = 1280  # queries in one product, and in one pass over the bank
 _STRIP = 256  # queries whose scores of the sample are held at a time
@@ -64,9 +66,14 @@ class Bank:
     coded: dict[int, Coded] = field(default_factory=dict)
     squares: dict[int, np.ndarray] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
+
     @classmethod
     def of_array(cls, rows: np.ndarray, metric: str, **options: Any) -> Bank:
-        """A bank in memory."""
+        """A bank in memory: rows (n, d), floating."""
+        _check_rows("rows", rows)
         sizes = [min(_TILE, len(rows) - i) for i in range(0, len(rows), _TILE)]
         return cls(sizes, lambda i: rows[i * _TILE : (i + 1) * _TILE], metric, **options)
 
@@ -94,25 +101,33 @@ def search(bank: Bank, queries: np.ndarray, *, k: int) -> tuple[np.ndarray, np.n
 
     Parameters
     ----------
-    bank : at least one row
+    bank : of any size; `Bank.of_array(rows, metric)` makes one of an array
     queries : (q, d) floating, each number within 2**500 of 0
-    k : neighbours wanted; of a smaller bank all rows are given
+    k : neighbours wanted, at least 1; of a smaller bank all rows are given
 
     Returns
     -------
     value : (q, min(k, n)) float64, the best first; distances for `euclidean`, else similarities
-    index : (q, min(k, n)) int64 rows of the bank. Ties: the lower row first.
+    index : (q, min(k, n)) int64 rows of the bank. Ties: the lower row first. The cosine with a row
+        of zeros is 0
 
     Raises
     ------
     ValueError
-        A number is NaN, infinite, or 2**500 (3.3e150) or more, where squares overflow.
+        k is below 1; queries have another width than the bank, or are not (q, d) floating; a number
+        is NaN, infinite, or 2**500 (3.3e150) or more, where squares overflow.
     """
+    _check_rows("queries", queries)
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
     k = min(k, len(bank))
     value = np.empty((len(queries), k))
     index = np.empty((len(queries), k), np.int64)
-    if not len(queries):
+    if not len(queries) or not k:
         return value, index
+    width = bank.read(0).shape[1] if bank.centre is None else len(bank.centre)
+    if width != queries.shape[1]:
+        raise ValueError(f"queries must be as wide as the bank, {width}, got {queries.shape[1]}")
     largest = _largest("queries", queries)
     # Alike in size, so that one scale serves a block.
     order = np.argsort(largest, kind="stable")
@@ -131,6 +146,14 @@ def search(bank: Bank, queries: np.ndarray, *, k: int) -> tuple[np.ndarray, np.n
     if not (np.isfinite(value).all() and index.max() < len(bank)):
         raise ValueError("rows of the bank must be finite, and some are not")  # read anew each time
     return value, index
+
+
+def _check_rows(name: str, rows: np.ndarray) -> None:
+    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype.kind != "f":
+        found = (
+            f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else type(rows).__name__
+        )
+        raise ValueError(f"{name} must be a floating array (n, d), got {found}")
 
 
 def _largest(name: str, rows: np.ndarray, first: int = 0) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 from featstore.backend import Array, to_device
 from featstore.errors import NotApplicableError
-from featstore.kernels.neighbours import METRICS
+from featstore.kernels.search import METRICS
 from featstore.kernels.votes import inverse_distance_weights, softmax_weights, votes
 from featstore.probes.base import Classifier, Fitted
 from featstore.probes.data import SHOTS, Task, prepared

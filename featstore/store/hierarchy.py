@@ -28,6 +28,11 @@ class Features:
             view = view_number(name)
             wanted = f"--split {name}" if view is None else f"--views {view + 1}"
             imported = any("imported" in one.recipe.fields for one in self.splits.values())
+            if imported and view is not None:
+                raise MissingFeaturesError(
+                    f"no augmented views of {self.key}: its features were imported, and views come "
+                    f"of images alone. Take a protocol without views, such as linear-marks-1view"
+                )
             verb = "import FILES" if imported else "extract"
             raise MissingFeaturesError(
                 f"no finished features for {self.key} {name} "

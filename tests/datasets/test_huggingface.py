@@ -434,7 +434,7 @@ def test_a_configuration_is_the_third_part_of_the_name(hub):
 def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     said = complaint("hf:me/birds", kind=MissingDatasetError)
-    assert "pip install featstore[hf]" in said
+    assert "pip install '.[hf]' in featstore's folder" in said
 
 
 def test_a_column_of_nulls_is_a_missing_image(tmp_path):

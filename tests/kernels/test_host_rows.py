@@ -58,6 +58,7 @@ def test_the_loss_of_separated_rows_keeps_its_digits():
     ("features", "labels", "message"),
     [
         (np.ones((4, 2)), [0, 1, 2, 3], r"labels must lie in 0..2 \(n_categories 3\), got 0..3"),
+        (np.full((4, 2), 1e13), [0, 1, 2, 0], r"within 1e\+12 of 0, .* and row 0 holds 1e\+13"),
         (np.ones((4, 2)), [0, -1, 2, 1], r"labels must lie in 0..2 .*, got -1..2"),
         (np.ones((4, 2)), [1, 1, 1, 1], "labels must be of two categories or more, got 1 alone"),
         (np.ones((4, 2)), [0, 1, 2], r"labels must be integers of shape \(4,\) or \(4, 3\)"),

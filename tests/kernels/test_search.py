@@ -329,3 +329,33 @@ def test_a_bank_that_changes_as_it_is_read_gives_no_placeholder():
 
     with pytest.raises(ValueError, match="finite"):
         search.search(Bank([64], read, "inner", screen=SCREENS["float32"]()), rows[:5], k=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric": "cos"}, "metric must be one of euclidean, cosine, inner, got 'cos'"),
+        ({"k": 0}, "k must be at least 1, got 0"),
+        (
+            {"queries": np.zeros((2, 3), np.float32)},
+            "queries must be as wide as the bank, 4, got 3",
+        ),
+        (
+            {"queries": np.zeros(4)},
+            r"queries must be a floating array \(n, d\), got float64 \(4,\)",
+        ),
+        ({"queries": [[0.0]]}, r"queries must be a floating array \(n, d\), got list"),
+        ({"rows": np.zeros((3, 4), complex)}, r"rows must be .*, got complex128 \(3, 4\)"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message):
+    options = {"rows": blobs(30, 4), "queries": blobs(2, 4), "metric": "inner", "k": 2} | change
+    with pytest.raises(ValueError, match=message):
+        search.search(
+            Bank.of_array(options["rows"], options["metric"]), options["queries"], k=options["k"]
+        )
+
+
+def test_an_empty_bank_has_no_neighbours():
+    value, index = search.search(Bank.of_array(np.zeros((0, 4)), "inner"), blobs(2, 4), k=3)
+    assert value.shape == index.shape == (2, 0)

@@ -34,7 +34,9 @@ def fit_logistic(
 
     Parameters
     ----------
-    evaluate : (d+1, c) float64 -> loss and gradient summed over all rows (see `softmax_sums`)
+    evaluate : (d+1, c) float64 -> loss and gradient summed over all rows (see
+        `softmax.softmax_sums`). `host_rows.HostRows(features, labels, c)` has such a function,
+        `exact`, a faster `quick`, and a `basis`
     n_features, n_categories : d and c
     penalty : above 0
     start : (d+1, c) first guess; None is all zeros

@@ -38,7 +38,7 @@ def nearest_cuda(
 ) -> tuple[Array, Array]:
     """The k nearest rows of a bank to each query, exactly, as `neighbours.nearest` defines them.
 
-    Whose rows are not checked for a direction: the cosine with one of zeros is 0 here.
+    But rows are not checked for a direction here: the cosine with one of zeros is 0.
 
     No division into tiles changes a bit. The bank passes by once (once for every block of
     queries, where memory cannot hold all of them), in tiles copied to the GPU while the one before

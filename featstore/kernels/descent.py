@@ -160,8 +160,10 @@ class Descent:
         self.sums = None
         if self.basis is not None and self.basis.sums is not None:
             self.sums = self.basis.gradient(self.basis.sums)
-        self.weights = (shape[0] - 1) * shape[1]  # what follows them are intercepts, not penalised
-        parts = xp.ones(self.weights, dtype=xp.float64), xp.zeros(shape[1], dtype=xp.float64)
+        self.n_weights = (shape[0] - 1) * shape[
+            1
+        ]  # intercepts follow, not penalised
+        parts = xp.ones(self.n_weights, dtype=xp.float64), xp.zeros(shape[1], dtype=xp.float64)
         self.penalised = xp.concat(parts)
         begin = xp.zeros(shape, dtype=xp.float64) if start is None else start
         self.weight = xp.asarray(begin, dtype=xp.float64)
@@ -250,7 +252,7 @@ class Descent:
 
     def _bound(self, gradient: Array, penalty: float) -> float:
         """What the objective exceeds its optimum by at most, as far as the gradient tells."""
-        weights, intercepts = gradient[: self.weights], gradient[self.weights :]
+        weights, intercepts = gradient[: self.n_weights], gradient[self.n_weights :]
         gap = float(weights @ weights) / (2 * penalty)
         if self.loss > 0:
             gap += float(intercepts @ intercepts) * self.shape[1] / self.loss

@@ -89,7 +89,7 @@ class _TooMany(Exception):  # noqa: N818  # not an error: it only leaves the loo
         self.pieces = pieces
 
 
-class _OutOfScale(Exception):  # noqa: N818  # neither
+class _OutOfScale(Exception):  # noqa: N818  # not an error: it only begins the search anew
     """A row of the bank is much longer than the rows that its scale was made from."""
 
 
@@ -132,8 +132,7 @@ def search(bank: Bank, queries: np.ndarray, *, k: int) -> tuple[np.ndarray, np.n
     # Alike in size, so that one scale serves a block.
     order = np.argsort(largest, kind="stable")
     try:
-        _prepare(bank, float(largest.max()))
-        _search_all(bank, queries, order, value, index)
+        _search_all(bank, queries, order, value, index, float(largest.max()))
     except _OutOfScale:
         edges = [0, *accumulate(bank.sizes)]
         bank.most = max(
@@ -141,8 +140,7 @@ def search(bank: Bank, queries: np.ndarray, *, k: int) -> tuple[np.ndarray, np.n
             for i in range(len(bank.sizes))
         )
         bank.sample.clear()
-        _prepare(bank, float(largest.max()))
-        _search_all(bank, queries, order, value, index)
+        _search_all(bank, queries, order, value, index, float(largest.max()))
     if not (np.isfinite(value).all() and index.max() < len(bank)):
         raise ValueError("rows of the bank must be finite, and some are not")  # read anew each time
     return value, index
@@ -169,13 +167,19 @@ def _largest(name: str, rows: np.ndarray, first: int = 0) -> np.ndarray:
 
 
 def _search_all(
-    bank: Bank, queries: np.ndarray, order: np.ndarray, value: np.ndarray, index: np.ndarray
+    bank: Bank,
+    queries: np.ndarray,
+    order: np.ndarray,
+    value: np.ndarray,
+    index: np.ndarray,
+    most: float,
 ) -> None:
-    """Fill value and index (q, k), queries in some order, on all threads.
+    """Fill value and index (q, k), queries of numbers up to `most` in some order, on all threads.
 
     Threads share the queries, or of a bank that is too large to be kept coded its blocks: so each
     is read and coded once for all queries that memory has room for, and not by every thread.
     """
+    _prepare(bank, most)
     size = len(bank) * queries.shape[1] * 2  # at most
     large = size > _KEPT and not bank.keep
     with _threads() as (share, threads):

@@ -23,7 +23,8 @@ from featstore.kernels.metrics import (
     top_k_accuracy,
 )
 from featstore.kernels.resample import stratified_bootstrap, wilson_interval
-from featstore.probes.data import NORMALISATIONS, Task
+from featstore.probes.data import Task
+from featstore.probes.rows import NORMALISATIONS
 
 _RESAMPLES = 1000
 

@@ -11,8 +11,9 @@ from featstore.errors import NotApplicableError
 from featstore.kernels.search import METRICS
 from featstore.kernels.votes import inverse_distance_weights, softmax_weights, votes
 from featstore.probes.base import Classifier, Fitted
-from featstore.probes.data import SHOTS, Task, prepared
+from featstore.probes.data import SHOTS, Task
 from featstore.probes.neighbour_lists import Search
+from featstore.probes.rows import prepared
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,9 @@ from featstore.backend import Array, free_unused, to_device, to_host
 from featstore.errors import NotApplicableError, ProbeError
 from featstore.kernels.heads import Head, TrainedHead, train_heads
 from featstore.probes.base import Classifier, Fitted, check_ascending
-from featstore.probes.data import Task, prepared
+from featstore.probes.data import Task
 from featstore.probes.held_out import held_out_rows
+from featstore.probes.rows import prepared
 
 HEADS = ("linear", "mlp")
 

@@ -20,8 +20,9 @@ import numpy as np
 from featstore.backend import to_device, to_host
 from featstore.errors import NotApplicableError
 from featstore.probes.base import Classifier, Fitted, as_float32, check_exponents
-from featstore.probes.data import Data, Task, prepared
+from featstore.probes.data import Data, Task
 from featstore.probes.held_out import permuted_folds
+from featstore.probes.rows import prepared
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,10 @@ from featstore.kernels.descent import LogisticCertificate
 from featstore.kernels.logistic import fit_logistic, fit_logistic_path
 from featstore.kernels.softmax import predict_log_proba
 from featstore.probes.base import Classifier, Fitted, check_exponents
-from featstore.probes.data import SHOTS, Data, Prepared, Task, held, prepared
+from featstore.probes.data import SHOTS, Data, Task
 from featstore.probes.held_out import folds, permuted_folds
 from featstore.probes.passes import Passes
+from featstore.probes.rows import Prepared, held, prepared
 
 _FLOOR = 0.01  # cross-entropy of a row: errors of a smaller one count as errors of this
 DRAWS = ("stratified", "permutation")

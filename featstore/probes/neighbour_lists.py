@@ -20,7 +20,8 @@ from featstore.errors import ProbeError
 from featstore.kernels import cuda_neighbours
 from featstore.kernels.neighbours import Neighbours, check_rows, merge_nearest, nearest
 from featstore.kernels.search import Bank, search
-from featstore.probes.data import HOLD_BYTES, Data, JoinedRows, Prepared, Task, on_host, prepared
+from featstore.probes.data import Data, Task
+from featstore.probes.rows import HOLD_BYTES, JoinedRows, Prepared, on_host, prepared
 
 logger = logging.getLogger(__name__)
 

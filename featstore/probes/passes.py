@@ -19,7 +19,8 @@ from featstore.kernels.cuda_softmax import CudaSoftmax
 from featstore.kernels.descent import SOLVER_ARRAYS, Basis, Evaluate, sample_step
 from featstore.kernels.host_rows import HostRows
 from featstore.kernels.softmax import Sums, category_sums, sigmoid_sums, softmax_sums
-from featstore.probes.data import HELD_SHARE, Data, JoinedRows, Prepared, Task, held, on_host
+from featstore.probes.data import Data, Task
+from featstore.probes.rows import HELD_SHARE, JoinedRows, Prepared, held, on_host
 
 _WORTH_SINGLE = 2**24  # rows x features x categories from which float32 pays
 

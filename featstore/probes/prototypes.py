@@ -14,8 +14,9 @@ from featstore.kernels.prototypes import episode_accuracies
 from featstore.kernels.ridge import Gram
 from featstore.kernels.scale import sum_last
 from featstore.probes.base import Classifier, Fitted, Measured, Protocol, as_float32
-from featstore.probes.data import SHOTS, Task, prepared
+from featstore.probes.data import SHOTS, Task
 from featstore.probes.ridge import gram_sums
+from featstore.probes.rows import prepared
 
 
 @dataclass(frozen=True, kw_only=True)

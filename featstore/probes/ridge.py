@@ -21,7 +21,8 @@ from featstore.kernels.ridge import (
     solve_ridge_rows,
 )
 from featstore.probes.base import Classifier, Fitted, check_exponents
-from featstore.probes.data import SHOTS, Task, held, prepared
+from featstore.probes.data import SHOTS, Task
+from featstore.probes.rows import held, prepared
 
 
 @dataclass(frozen=True, kw_only=True)

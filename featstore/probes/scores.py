@@ -12,9 +12,10 @@ from featstore.errors import NotApplicableError
 from featstore.kernels import transferability
 from featstore.kernels.resample import wilson_interval
 from featstore.probes.base import Measured, Metrics, Protocol
-from featstore.probes.data import Task, prepared
+from featstore.probes.data import Task
 from featstore.probes.neighbour_lists import Search
 from featstore.probes.ridge import gram_sums
+from featstore.probes.rows import prepared
 
 
 @dataclass(frozen=True, kw_only=True)

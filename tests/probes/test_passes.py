@@ -9,7 +9,7 @@ import pytest
 from featstore.errors import ProbeError
 from featstore.kernels.logistic import fit_logistic
 from featstore.probes import passes
-from featstore.probes.data import JoinedRows, prepared
+from featstore.probes.rows import JoinedRows, prepared
 
 from .conftest import make_data, make_task
 

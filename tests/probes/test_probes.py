@@ -17,8 +17,8 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 import featstore
 from featstore import probes
 from featstore.errors import ProbeError, UnknownNameError
-from featstore.probes import data as probe_data
 from featstore.probes import held_out, linear
+from featstore.probes import rows as probe_rows
 from featstore.probes.data import smallest_fraction
 
 from .conftest import make_data, make_task
@@ -298,7 +298,7 @@ SCORES = [
 def test_any_division_into_blocks_gives_the_same_answer(name, data, monkeypatch):
     whole = run(name, make_task(*data))
     for held_bytes in (2**30, 0):  # with the rows in memory, and read again at every pass
-        monkeypatch.setattr(probe_data, "HOLD_BYTES", held_bytes)
+        monkeypatch.setattr(probe_rows, "HOLD_BYTES", held_bytes)
         divided = run(
             name, make_task(*data, train_edges=(1, 90, 91), test_edges=(70,), parallel=True)
         )

@@ -160,9 +160,7 @@ class Descent:
         self.sums = None
         if self.basis is not None and self.basis.sums is not None:
             self.sums = self.basis.gradient(self.basis.sums)
-        self.n_weights = (shape[0] - 1) * shape[
-            1
-        ]  # intercepts follow, not penalised
+        self.n_weights = (shape[0] - 1) * shape[1]  # intercepts follow, not penalised
         parts = xp.ones(self.n_weights, dtype=xp.float64), xp.zeros(shape[1], dtype=xp.float64)
         self.penalised = xp.concat(parts)
         begin = xp.zeros(shape, dtype=xp.float64) if start is None else start

@@ -148,8 +148,8 @@ WRONG = {
 }
 TYPES = {
     "models": {
-        "a string": "weights backbone family paradigm method stage lineage by_hand file sha256 "
-        "nest site licence imagenet_source unverified note description",
+        "a string": "weights backbone family paradigm method teacher stage lineage by_hand file "
+        "sha256 nest site licence imagenet_source unverified note description",
         "a whole number of 0 or more": "epochs width image_size",
         "a number": "crop_pct imagenet_top1",
         "true or false": "converts",

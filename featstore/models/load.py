@@ -52,7 +52,7 @@ class Model:
     module : timm model
     weights : SHA-256 over its parameters and buffers, in hex
     data_config : timm's: input_size, interpolation, mean, std, crop_pct, crop_mode
-    info : backbone, family, method, stage, lineage, pretraining: what analysis wants to know
+    info : backbone, family, method, teacher, stage, lineage, pretraining: for analysis
     """
 
     name: str
@@ -106,6 +106,7 @@ def load_model(
         "family": entry.family,
         "paradigm": entry.paradigm,
         "method": entry.method,
+        "teacher": entry.teacher,
         "stage": entry.stage,
         "lineage": entry.lineage,
         "pretraining": entry.pretraining,
@@ -114,12 +115,12 @@ def load_model(
         if not drawn:
             parsed = replace(parsed, variant=f"random{seed}").with_variant(parsed.variant)
         info |= dict.fromkeys(("family", "paradigm", "method", "stage"), "random")
-        info |= {"lineage": f"{parsed.base} random{seed}", "pretraining": []}
+        info |= {"lineage": f"{parsed.base} random{seed}", "pretraining": [], "teacher": ""}
     elif weights != "pretrained":  # nor is a file of the user's what the catalogue describes
         stem = Path(weights).stem
         if parsed.variant.partition("-")[0] != stem:
             parsed = replace(parsed, variant=stem).with_variant(parsed.variant)
-        info |= dict.fromkeys(("family", "paradigm", "method", "stage"), "")
+        info |= dict.fromkeys(("family", "paradigm", "method", "teacher", "stage"), "")
         info |= {"lineage": f"{parsed.base} {stem}", "pretraining": []}
     digest = weights_sha256(module)
     if weights == "pretrained" and entry.weights in ("", "hub"):

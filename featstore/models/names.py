@@ -85,6 +85,8 @@ class Entry:
         self-distillation, masked image modelling, pretext, ...)
     paradigm : the coarse family: `discriminative`, `generative`, `supervised`,
         `language-supervised`, `random`
+    teacher : `clip` if its targets, or the tokens that are its targets, come from a model trained
+        with captions, which has seen far more than the images in `pretraining`; else ""
     stage : `late`, `early` (a checkpoint of the same run), `random` (the floor) or ""
     lineage : the training run; models of one lineage are no independent draws
     pretraining : sources of the images it was trained on
@@ -116,6 +118,7 @@ class Entry:
     family: str = ""
     paradigm: str = ""
     method: str = ""
+    teacher: str = ""
     stage: str = ""
     lineage: str = ""
     pretraining: list[str] = field(default_factory=list)

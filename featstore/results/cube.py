@@ -17,7 +17,7 @@ from featstore.results.records import is_current, outcomes_of, records
 _CERTIFIED = ("converged",)  # 1 or 0; NaN for protocols that do not iterate
 _COUNTS = ("n_train", "n_test", "n_skipped", "seconds")
 _RELIABILITY = ("count", "confidence", "accuracy")
-_MODEL_INFO = ("backbone", "family", "paradigm", "method", "stage", "lineage")
+_MODEL_INFO = ("backbone", "family", "paradigm", "method", "teacher", "stage", "lineage")
 
 
 def open_results(root: str | Path = "data/results", *, seeds: bool = False) -> xr.Dataset:

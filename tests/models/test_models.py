@@ -55,7 +55,7 @@ def test_random_weights_are_part_of_the_name():
     assert model.arch == "resnet18"
     assert model.info == {
         "backbone": "resnet18", "family": "random", "paradigm": "random", "method": "random",
-        "stage": "random", "lineage": "timm:resnet18 random0", "pretraining": [],
+        "teacher": "", "stage": "random", "lineage": "timm:resnet18 random0", "pretraining": [],
     }  # fmt: skip
     assert model.weights == weights_sha256(create_backbone("resnet18", seed=0))
     assert not model.module.training

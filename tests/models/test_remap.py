@@ -224,6 +224,22 @@ def test_the_2024_study_has_17_resnets_and_9_vits_of_which_6_are_generative():
     assert kinds.count(("vitb16", "generative")) == 6
 
 
+def test_models_whose_targets_are_clips_are_marked_and_those_trained_with_captions_are_not():
+    taught = {name for name, entry in catalogue().items() if entry.teacher}
+    assert {name for name in members("marks2024") if name in taught} == {
+        "beitv2-vitb16", "milan-vitb16", "eva-vitb16",
+    }  # fmt: skip
+    assert {*members("modern")} & taught == {
+        "beitv2-b16-ft-in22k", "beit3-b16", "eva02-s14-mim", "eva02-b14-mim", "c-radio-v3-b16",
+    }  # fmt: skip
+    assert {catalogue()[name].teacher for name in taught} == {"clip"}
+    for name, entry in catalogue().items():
+        if "CLIP" in entry.description and entry.paradigm != "language-supervised":
+            assert name in taught
+        if entry.paradigm == "language-supervised":
+            assert name not in taught
+
+
 def test_the_2021_study_correlates_with_the_figures_of_its_table_1():
     published = {
         "insdis-resnet50": 59.5, "moco-v1-resnet50": 60.6, "pcl-v1-resnet50": 61.5,

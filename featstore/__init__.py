@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # what type checkers and editors see
     )
     from featstore.analysis.predict import predictors
     from featstore.analysis.rank import rank_models
-    from featstore.analysis.report import report
     from featstore.analysis.similarity import bn_displacement, similarity_map
     from featstore.comparison import similarity
     from featstore.datasets import load_dataset
@@ -33,6 +32,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from featstore.keys import BNMode, FeatureKey, Recipe
     from featstore.models import create_backbone, load_model
     from featstore.probes import score
+    from featstore.reporting.page import report
     from featstore.results import open_results, open_similarity, per_class_accuracy
     from featstore.store import Store
     from featstore.sweep import probe
@@ -72,7 +72,7 @@ _HOMES = {
     "probe": "featstore.sweep",
     "rank_models": "featstore.analysis.rank",
     "reliability": "featstore.analysis.plots",
-    "report": "featstore.analysis.report",
+    "report": "featstore.reporting.page",
     "scatter": "featstore.analysis.plots",
     "scatter_grid": "featstore.analysis.plots",
     "score": "featstore.probes",

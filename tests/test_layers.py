@@ -13,7 +13,7 @@ LAYERS = [
     {"blocks", "results"},
     {"models", "datasets", "probes"},
     {"extraction", "analysis", "transfer"},
-    {"sweep", "plan"},
+    {"sweep", "plan", "reporting"},
     {"finetuning", "comparison"},
     {"cli"},
     {"__main__"},
@@ -27,7 +27,7 @@ DOORS = {
     "cupy": {"backend", "cuda"},
     "zarr": {"store"},
     "numcodecs": {"store"},
-    "xarray": {"results", "analysis"},
+    "xarray": {"results", "analysis", "reporting"},
     "typer": {"cli"},
 }
 

@@ -28,7 +28,7 @@ def report(
 
     After `featstore similarity`, it also shows whose features are alike.
     """
-    from featstore.analysis.report import report as write
+    from featstore.reporting.page import report as write
     from featstore.results import open_results, open_similarity, similarity_target
 
     compared = open_similarity(results) if similarity_target(results).exists() else None

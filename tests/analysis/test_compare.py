@@ -6,8 +6,8 @@ import xarray as xr
 from scipy import stats
 
 from featstore.analysis.compare import compare_protocols
-from featstore.analysis.facts import linear_forms
 from featstore.analysis.resampling import bca
+from featstore.reporting.facts import linear_forms
 
 HOME = "linear-marks"
 OTHERS = ["linear-marks-literal", "logreg", "knn-marks"]

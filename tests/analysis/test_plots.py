@@ -188,5 +188,5 @@ def test_a_given_axes_is_drawn_on_and_returned(results):
 
 
 def test_pyplot_is_not_imported():
-    code = "import sys, featstore.analysis.report; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, featstore.reporting.page; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

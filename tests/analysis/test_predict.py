@@ -6,8 +6,8 @@ import xarray as xr
 from scipy import stats
 
 from featstore.analysis.correlate import correlate_protocols
-from featstore.analysis.facts import cheap_predictor
 from featstore.analysis.predict import expensive, predictors
+from featstore.reporting.facts import cheap_predictor
 
 QUICK = {"resamples": 60}
 

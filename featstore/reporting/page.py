@@ -15,7 +15,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from featstore.analysis import facts, plots, style, tables
+from featstore.analysis import plots, style
 from featstore.analysis.batchnorm import backbone_bn, head_bn
 from featstore.analysis.calibration import calibration_errors
 from featstore.analysis.compare import compare_protocols
@@ -32,7 +32,8 @@ from featstore.analysis.predict import expensive, predictors
 from featstore.analysis.rank import rank_models
 from featstore.analysis.resampling import FEWEST_MODELS
 from featstore.analysis.similarity import bn_displacement, similarity_map
-from featstore.analysis.svg import inline_svg, marker_svg
+from featstore.reporting import facts, tables
+from featstore.reporting.svg import inline_svg, marker_svg
 
 _KINDS = {"knn": "kNN", "linear": "linear probe", "fewshot": "few-shot", "finetune": "fine-tuning"}
 _MOST_GAPS = 200  # rows of the table of missing cells; more than that, nobody reads
@@ -65,7 +66,7 @@ def report(
     if not results["score"].notnull().any():
         raise ValueError("results hold no cell; there is nothing to report")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("featstore.analysis", "."),
+        loader=jinja2.PackageLoader("featstore.reporting"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -81,7 +82,7 @@ def report(
     }
     content = _content(results, reference, resamples)
     content |= _similarity(similarity, content["baseline"], resamples)
-    page = environment.get_template("report.html").render(content)
+    page = environment.get_template("page.html").render(content)
 
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,8 @@ from featstore.analysis.compare import compare_protocols
 from featstore.analysis.correlate import correlate_domains, correlate_protocols
 from featstore.analysis.predict import predictors
 from featstore.analysis.rank import rank_models
-from featstore.analysis.report import (
+from featstore.analysis.similarity import bn_displacement
+from featstore.reporting.page import (
     coefficient,
     duration,
     percent,
@@ -23,7 +24,6 @@ from featstore.analysis.report import (
     signed_coefficient,
     tenths,
 )
-from featstore.analysis.similarity import bn_displacement
 
 VOID = {"meta", "link", "br", "wbr", "img", "hr", "input"}
 

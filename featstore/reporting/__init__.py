@@ -1,0 +1,1 @@
+"""Results as one page that loads nothing: what is told, tabled and drawn, and its templates."""

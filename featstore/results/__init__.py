@@ -3,8 +3,9 @@
 The only door to xarray below analysis.
 """
 
-from featstore.results.cube import open_results, per_class_accuracy
+from featstore.results.cube import open_results
 from featstore.results.files import check_target, export, refresh, target_of
+from featstore.results.images import open_outcomes, per_class_accuracy
 from featstore.results.records import Cell, mark_current, outcomes_of, record, records
 from featstore.results.similarities import (
     Compared,
@@ -21,6 +22,7 @@ __all__ = [
     "check_target",
     "export",
     "mark_current",
+    "open_outcomes",
     "open_results",
     "open_similarity",
     "outcomes_of",

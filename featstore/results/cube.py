@@ -12,7 +12,7 @@ import xarray as xr
 from featstore.errors import FeatStoreError
 from featstore.kernels.metrics import N_BINS
 from featstore.keys import BNMode, sha256_json
-from featstore.results.records import is_current, outcomes_of, records
+from featstore.results.records import is_current, records
 
 _CERTIFIED = ("converged",)  # 1 or 0; NaN for protocols that do not iterate
 _COUNTS = ("n_train", "n_test", "n_skipped", "seconds")
@@ -42,90 +42,25 @@ def open_results(root: str | Path = "data/results", *, seeds: bool = False) -> x
     FeatStoreError
         There is no record, or one cannot be read.
     """
-    newest = _newest(records(root))
-    if not newest:
-        raise FeatStoreError(f"no results in {root}. Run: featstore probe -p knn-marks")
-    return _assemble(newest, seeds=seeds)
-
-
-def per_class_accuracy(
-    root: str | Path = "data/results",
-    *,
-    dataset: str,
-    protocol: str,
-    bn_mode: str = "eval",
-    seed: int = 0,
-) -> xr.DataArray:
-    """Share of each category's test images that every model has right, (model, category).
-
-    A category without test images is NaN. A model without BatchNorm is the same in every BN mode.
-
-    Parameters
-    ----------
-    root : folder of the records
-    dataset, protocol, bn_mode, seed : of the cells
-
-    Returns
-    -------
-    DataArray with dims (model, category)
-        `category` counts from 0 as the labels do; the coordinate `n` (category) holds its test
-        images, the most that any model has.
-
-    Raises
-    ------
-    FeatStoreError
-        There is no such cell, or it holds no single category for each test image.
-    ValueError
-        There is no such BN mode.
-    """
-    if bn_mode not in list(BNMode):
-        raise ValueError(f"bn_mode must be one of {', '.join(BNMode)}, got {bn_mode!r}")
-    found = _newest(
-        document
-        for document in records(root, dataset=dataset, protocol=protocol, seed=seed)
-        if document["bn_mode"] == bn_mode or document["model_info"]["bn_free"]
-    )
-    where = f"{protocol} on {dataset} in BN mode {bn_mode} with seed {seed}"
+    found = newest(records(root))
     if not found:
-        raise FeatStoreError(
-            f"no cell of {where} in {root}. Run: featstore probe -p {protocol} -d {dataset}, or "
-            f"finetune, or give another root"
-        )
-    kept = {document["model"]: outcomes_of(document) for document in found}
-    kept = {name: one for name, one in kept.items() if "rank" in one and one["label"].ndim == 1}
-    if not kept:
-        raise FeatStoreError(
-            f"{where} keeps no category of each test image to be right about; classifiers of one "
-            f"label an image do, such as logreg"
-        )
-    size = max(document["n_categories"] for document in found)
-    count = np.stack([np.bincount(one["label"], minlength=size) for one in kept.values()])
-    right = np.stack(
-        [np.bincount(one["label"][one["rank"] == 0], minlength=size) for one in kept.values()]
-    )
-    share = np.divide(right, count, out=np.full(count.shape, np.nan), where=count > 0)
-    return xr.DataArray(
-        share,
-        {"model": list(kept), "category": np.arange(size), "n": ("category", count.max(axis=0))},
-        ("model", "category"),
-        name="accuracy",
-        attrs={"dataset": dataset, "protocol": protocol, "bn_mode": bn_mode, "seed": seed},
-    )
+        raise FeatStoreError(f"no results in {root}. Run: featstore probe -p knn-marks")
+    return _assemble(found, seeds=seeds)
 
 
-def _newest(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def newest(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The one record of each place that counts."""
-    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    by_place: dict[tuple[Any, ...], dict[str, Any]] = {}
     for document in documents:
         if not is_current(document):
             continue  # of features that were replaced
         place = tuple(document[k] for k in ("model", "dataset", "bn_mode", "protocol", "seed"))
         # A cell that read a split more, such as val, goes before one made when it was not there.
         rank = len(document["splits"]), document["created"]
-        known = newest.get(place)
+        known = by_place.get(place)
         if known is None or rank >= (len(known["splits"]), known["created"]):
-            newest[place] = document
-    return list(newest.values())
+            by_place[place] = document
+    return list(by_place.values())
 
 
 def _assemble(documents: list[dict[str, Any]], *, seeds: bool) -> xr.Dataset:
@@ -133,7 +68,7 @@ def _assemble(documents: list[dict[str, Any]], *, seeds: bool) -> xr.Dataset:
         "model": sorted({d["model"] for d in documents}),
         "dataset": sorted({d["dataset"] for d in documents}),
         "bn_mode": [m.value for m in BNMode if any(d["bn_mode"] == m for d in documents)],
-        "protocol": sorted({d["protocol"] for d in documents}, key=_natural),
+        "protocol": sorted({d["protocol"] for d in documents}, key=natural),
         "seed": sorted({d["seed"] for d in documents}),
     }
     place = {axis: {name: i for i, name in enumerate(names)} for axis, names in axes.items()}
@@ -194,7 +129,7 @@ def _mean_over_seeds(dataset: xr.Dataset) -> xr.Dataset:
     return mean
 
 
-def _natural(name: str) -> list[tuple[int, int | str]]:
+def natural(name: str) -> list[tuple[int, int | str]]:
     """Sort key by which `k20` comes before `k100`."""
     parts = "".join(c if c.isdigit() else f"\0{c}\0" for c in name).split("\0")
     return [(0, int(part)) if part.isdigit() else (1, part) for part in parts if part]

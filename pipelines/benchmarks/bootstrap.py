@@ -24,7 +24,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         accuracies = kernels.resample.bootstrap_accuracies(
             correct, resamples=resamples, rng=np.random.default_rng(0)
         )
-        return kernels.resample.paired_differences(correct, accuracies)
+        return kernels.resample.paired_differences(correct.mean(axis=0), accuracies)
 
     def theirs() -> list[np.ndarray]:
         rng = np.random.default_rng(0)

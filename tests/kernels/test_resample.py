@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.stats import binomtest, bootstrap, chi2
+from scipy.stats import binomtest, bootstrap, chi2, norm
 
 from featstore.kernels.resample import (
     bootstrap_accuracies,
@@ -114,7 +114,7 @@ def test_the_covariance_is_that_of_the_sample_over_n():
 def test_intervals_of_differences_are_those_of_scipy():
     correct = models()
     accuracies = bootstrap_accuracies(correct, resamples=40_000, rng=np.random.default_rng(1))
-    found = paired_differences(correct, accuracies, confidence=0.9)
+    found = paired_differences(correct.mean(axis=0), accuracies, confidence=0.9)
     for i, j in ((0, 1), (2, 0)):
         reference = bootstrap(
             (correct[:, i], correct[:, j]),
@@ -141,13 +141,15 @@ def test_p_values_are_those_of_mcnemar_where_there_are_many_rows():
         accuracies = bootstrap_accuracies(moved, resamples=20_000, rng=np.random.default_rng(1))
         one, other = better - extra, worse
         exact = chi2.sf((one - other) ** 2 / (one + other), 1)
-        assert paired_differences(moved, accuracies).p[0, 1] == pytest.approx(exact, abs=0.012)
+        assert paired_differences(moved.mean(axis=0), accuracies).p[0, 1] == pytest.approx(
+            exact, abs=0.012
+        )
 
 
 def test_differences_are_antisymmetric_and_equal_models_do_not_differ():
     correct = models()
     accuracies = bootstrap_accuracies(correct, resamples=300, rng=np.random.default_rng(1))
-    found = paired_differences(correct, accuracies)
+    found = paired_differences(correct.mean(axis=0), accuracies)
     np.testing.assert_array_equal(found.value, -found.value.T)
     np.testing.assert_allclose(found.low, -found.high.T, atol=1e-12)
     np.testing.assert_array_equal(found.p, found.p.T)
@@ -162,6 +164,7 @@ def test_differences_are_antisymmetric_and_equal_models_do_not_differ():
         ({"correct": np.ones((3, 2))}, r"boolean and \(n, M\).* got float64 \(3, 2\)"),
         ({"correct": np.ones(3, bool)}, r"got bool \(3,\)"),
         ({"correct": np.ones((0, 2), bool)}, r"got bool \(0, 2\)"),
+        ({"strata": np.zeros(4, int)}, r"strata must be \(3,\) as rows of correct, got \(4,\)"),
         ({"resamples": 0}, "resamples and block must be at least 1, got 0 and 32"),
         ({"block": 0}, "got 5 and 0"),
     ],
@@ -172,12 +175,66 @@ def test_what_cannot_be_resampled_is_refused(change, fault):
         bootstrap_accuracies(**asked | change)
 
 
+def categories(n=300):
+    """Four models and the category of each row, three of them of very different sizes."""
+    labels = np.random.default_rng(3).permutation(np.repeat([0, 2, 7], [n - 40, 30, 10]))
+    return models(n) & (np.random.default_rng(4).random((n, 1)) < 1 - labels[:, None] / 20), labels
+
+
+@pytest.mark.parametrize("block", [1, 7, 32])
+def test_within_categories_mean_and_covariance_are_those_of_the_categories(block):
+    correct, labels = categories()
+    found = bootstrap_accuracies(
+        correct, resamples=20_000, rng=np.random.default_rng(1), strata=labels, block=block
+    )
+    of_category = [correct[labels == c] for c in (0, 2, 7)]
+    mean = np.mean([rows.mean(axis=0) for rows in of_category], axis=0)
+    exact = sum(np.cov(rows.T, ddof=0) / len(rows) for rows in of_category) / 9
+    np.testing.assert_allclose(found.mean(axis=0), mean, atol=1.5e-3)
+    np.testing.assert_allclose(np.cov(found.T), exact, atol=0.04 * exact.max())
+    np.testing.assert_array_equal(found[:, 1], found[:, 3])  # they are the same model
+    np.testing.assert_array_equal(
+        found[:20],
+        bootstrap_accuracies(
+            correct, resamples=20, rng=np.random.default_rng(1), strata=labels, block=5
+        ),
+    )
+
+
+def test_within_categories_intervals_are_those_of_binomial_draws():
+    correct, labels = categories()
+    found = bootstrap_accuracies(
+        correct, resamples=20_000, rng=np.random.default_rng(1), strata=labels
+    )
+    for model in range(4):
+        expected = stratified_bootstrap(
+            correct[:, model], labels, 8, resamples=20_000, rng=np.random.default_rng(2)
+        )
+        assert np.quantile(found[:, model], [0.025, 0.975]) == pytest.approx(expected, abs=0.006)
+
+
+def test_normal_p_values_go_on_where_resamples_end():
+    correct = models()
+    accuracies = bootstrap_accuracies(correct, resamples=20_000, rng=np.random.default_rng(1))
+    found = paired_differences(correct.mean(axis=0), accuracies)
+    a, b = correct[:, 0], correct[:, 1]
+    spread = np.sqrt(np.var(a.astype(int) - b) / len(a))
+    assert found.p_normal[0, 1] == pytest.approx(2 * norm.sf(found.value[0, 1] / spread), rel=0.2)
+    far = found.value[0, 2] / np.sqrt(np.var(a.astype(int) - correct[:, 2]) / len(a))
+    assert found.p[0, 2] == 2 / 20_001
+    assert np.log10(found.p_normal[0, 2]) == pytest.approx(np.log10(2 * norm.sf(far)), rel=0.03)
+    assert found.p_normal[1, 3] == found.p_normal[2, 2] == 1
+    never = np.repeat([[True, False]], 30, axis=0)  # no spread, so no more than resamples say
+    fixed = bootstrap_accuracies(never, resamples=9, rng=np.random.default_rng(0))
+    assert paired_differences(never.mean(axis=0), fixed).p_normal[0, 1] == 2 / 10
+
+
 def test_differences_of_other_models_and_confidences_that_are_none_are_refused():
     correct = models()
-    with pytest.raises(ValueError, match=r"as many models, got \(5, 3\) and \(300, 4\)"):
-        paired_differences(correct, np.ones((5, 3)))
+    with pytest.raises(ValueError, match=r"as many models, got \(5, 3\) and \(4,\)"):
+        paired_differences(correct.mean(axis=0), np.ones((5, 3)))
     with pytest.raises(ValueError, match=r"confidence must lie in 0..1 and be neither, got 1"):
-        paired_differences(correct, np.ones((5, 4)), confidence=1)
+        paired_differences(correct.mean(axis=0), np.ones((5, 4)), confidence=1)
 
 
 @given(
@@ -195,7 +252,7 @@ def test_models_in_any_order_have_the_differences_of_their_own_resamples(correct
     rng = np.random.default_rng(seed)
     expected = np.array([correct[rng.integers(n, size=n)].mean(axis=0) for _ in range(11)])
     np.testing.assert_allclose(found, expected[:, order], rtol=1e-14)
-    pairs = paired_differences(correct[:, order], found)
+    pairs = paired_differences(correct[:, order].mean(axis=0), found)
     for i, a in enumerate(order):
         for j, b in enumerate(order):
             apart = found[:, i] - found[:, j]

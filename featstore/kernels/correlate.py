@@ -1,13 +1,9 @@
-"""Correlation coefficients along the last axis, and the bootstrap interval of one."""
+"""Correlation coefficients along the last axis, and a test between two that share a variable."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
-from scipy.special import ndtr, ndtri
-
-_FEWEST = 4  # observations below which resampling says nothing of the spread
+from scipy.special import ndtr
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -42,6 +38,31 @@ def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return pearson(rank_data(x), rank_data(y))
 
 
+def kendall(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Kendall's tau-b over the last axis: concordant less discordant pairs, over those not tied.
+
+    Source: Kendall, *The treatment of ties in ranking problems* (1945).
+
+    Parameters
+    ----------
+    x, y : (..., n) floating; the leading axes broadcast
+
+    Returns
+    -------
+    tau : (...) float64 in -1..1; NaN where either is constant, holds a NaN, or n < 2
+    """
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    concordant, untied_x, untied_y = (np.zeros(np.broadcast_shapes(x.shape, y.shape)[:-1]),) * 3
+    for lag in range(1, x.shape[-1]):  # each pair once, in the memory of one of its sides
+        rise_x = np.sign(x[..., lag:] - x[..., :-lag])
+        rise_y = np.sign(y[..., lag:] - y[..., :-lag])
+        concordant = concordant + np.sum(rise_x * rise_y, axis=-1)
+        untied_x = untied_x + np.sum(np.abs(rise_x), axis=-1)
+        untied_y = untied_y + np.sum(np.abs(rise_y), axis=-1)
+    untied = np.sqrt(untied_x) * np.sqrt(untied_y)
+    return np.clip(concordant / np.where(untied > 0, untied, np.nan), -1.0, 1.0)
+
+
 def rank_data(x: np.ndarray) -> np.ndarray:
     """Ranks 1..n along the last axis, tied values at the mean of their ranks.
 
@@ -70,64 +91,37 @@ def rank_data(x: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(x).any(axis=-1, keepdims=True), np.nan, rank)
 
 
-def bootstrap_correlation(
-    x: np.ndarray,
-    y: np.ndarray,
-    *,
-    statistic: Literal["pearson", "spearman"],
-    resamples: int,
-    rng: np.random.Generator,
-    confidence: float = 0.95,
-) -> tuple[float, float, float]:
-    """Correlation of paired observations with its BCa bootstrap interval.
+def steiger(
+    r_xz: np.ndarray, r_yz: np.ndarray, r_xy: np.ndarray, n: np.ndarray | int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Test of x and y being equally correlated with z, all three seen on the same n observations.
 
-    Pairs are resampled together. A resample in which either variable is constant has no
-    correlation and is dropped. Source: Efron, *Better Bootstrap Confidence Intervals* (1987). All
-    resamples are held at once: resamples x n float64, a few times over.
+    Dunn and Clark's z with the two coefficients pooled where their covariance is taken.
+    Source: Steiger, *Tests for comparing elements of a correlation matrix* (1980), equation 14.
+    It assumes Pearson's r of normal variables, and is a good approximation for Spearman's.
 
     Parameters
     ----------
-    x, y : (n,) floating
-    statistic : `pearson` or `spearman` (ranks are taken anew in each resample)
-    resamples : number of bootstrap resamples, at least 1
-    rng : source of randomness
-    confidence : share of repeated experiments whose interval holds the truth, nominally
+    r_xz, r_yz : (...) the two that are compared, each in -1..1
+    r_xy : (...) how x and y go together
+    n : (...) observations; the axes of all four broadcast
 
     Returns
     -------
-    r, low, high : float; all NaN where r is undefined, low and high NaN below 4 observations
-
-    Raises
-    ------
-    ValueError
-        The statistic is neither of the two.
+    z : (...) positive where x goes better with z ; p : (...) two-sided
+        Both NaN with fewer than 4 observations, and where a coefficient compared is -1 or 1, or
+        x and y are one (`r_xy` is 1), so that there is nothing to compare.
     """
-    if statistic not in ("pearson", "spearman"):
-        raise ValueError(f"statistic must be pearson or spearman, got {statistic!r}")
-    correlate = pearson if statistic == "pearson" else spearman
-    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    r, n = float(correlate(x, y)), len(x)
-    if n < _FEWEST or np.isnan(r):
-        return r, float("nan"), float("nan")
-
-    drawn = rng.integers(0, n, size=(resamples, n))
-    spread = correlate(x[drawn], y[drawn])
-    spread = spread[~np.isnan(spread)]
-    if len(spread) == 0:
-        return r, float("nan"), float("nan")
-
-    below = (np.mean(spread < r) + np.mean(spread <= r)) / 2
-    below = np.clip(below, 0.5 / len(spread), 1 - 0.5 / len(spread))  # the finest B draws can tell
-    bias = ndtri(below)
-    others = np.nonzero(~np.eye(n, dtype=bool))[1].reshape(n, n - 1)  # row i: all but i
-    jackknife = correlate(x[others], y[others])
-    pull = np.nanmean(jackknife) - jackknife[~np.isnan(jackknife)]
-    power = float(np.sum(pull**2)) ** 1.5
-    acceleration = float(np.sum(pull**3)) / (6 * power) if power > 0 else 0.0
-
-    tails = bias + ndtri(np.array([0.5 - confidence / 2, 0.5 + confidence / 2]))
-    low, high = np.quantile(spread, ndtr(bias + tails / (1 - acceleration * tails)))
-    return r, float(low), float(high)
+    r_xz, r_yz, r_xy = (np.asarray(r, dtype=np.float64) for r in (r_xz, r_yz, r_xy))
+    n = np.asarray(n, dtype=np.float64)
+    pooled = ((r_xz + r_yz) / 2) ** 2
+    with np.errstate(divide="ignore", invalid="ignore"):  # what is infinite becomes NaN below
+        shared = r_xy * (1 - 2 * pooled) - pooled * (1 - 2 * pooled - r_xy**2) / 2
+        covariance = shared / (1 - pooled) ** 2
+        apart = np.arctanh(r_xz) - np.arctanh(r_yz)
+        z = apart * np.sqrt((n - 3) / (2 - 2 * covariance))
+    z = np.where((n >= 4) & np.isfinite(z), z, np.nan)
+    return z, 2 * ndtr(-np.abs(z))
 
 
 def _unit(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

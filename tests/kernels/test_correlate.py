@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from featstore.kernels.correlate import bootstrap_correlation, pearson, rank_data, spearman
+from featstore.kernels.correlate import kendall, pearson, rank_data, spearman, steiger
 
 
 def pairs(kind, n=14):
@@ -26,9 +26,10 @@ def test_coefficients_are_those_of_scipy(kind, n):
     x, y = pairs(kind, n)
     assert float(pearson(x, y)) == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-9)
     assert float(spearman(x, y)) == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
+    assert float(kendall(x, y)) == pytest.approx(stats.kendalltau(x, y).statistic, abs=1e-12)
 
 
-@pytest.mark.parametrize("correlate", [pearson, spearman])
+@pytest.mark.parametrize("correlate", [pearson, spearman, kendall])
 def test_leading_axes_broadcast(correlate):
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(4, 1, 9)), rng.normal(size=(5, 9))
@@ -38,7 +39,7 @@ def test_leading_axes_broadcast(correlate):
     np.testing.assert_allclose(whole, single, rtol=1e-12)
 
 
-@pytest.mark.parametrize("correlate", [pearson, spearman])
+@pytest.mark.parametrize("correlate", [pearson, spearman, kendall])
 def test_what_has_no_correlation_is_nan_without_a_warning(correlate):
     varied = np.arange(7.0)
     for other in (np.full(7, 0.1), np.append(varied[:-1], np.nan)):
@@ -64,71 +65,59 @@ def test_ranks_count_smaller_values_and_half_the_equal_ones(levels):
     np.testing.assert_array_equal(rank_data(x), less + (same + 1) / 2)
 
 
-@pytest.mark.parametrize("statistic", ["pearson", "spearman"])
-@pytest.mark.parametrize("confidence", [0.8, 0.95])
-def test_the_interval_is_that_of_scipy_from_the_same_draws(statistic, confidence):
-    x, y = pairs("continuous", 20)
-    r, low, high = bootstrap_correlation(
-        x,
-        y,
-        statistic=statistic,
-        resamples=999,
-        rng=np.random.default_rng(4),
-        confidence=confidence,
-    )
-    correlate = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}[statistic]
-    reference = stats.bootstrap(
-        (x, y),
-        lambda a, b: correlate(a, b).statistic,
-        n_resamples=999,
-        paired=True,
-        vectorized=False,
-        method="BCa",
-        confidence_level=confidence,
-        rng=np.random.default_rng(4),
-    ).confidence_interval
-    assert r == pytest.approx(correlate(x, y).statistic)
-    assert (low, high) == pytest.approx((reference.low, reference.high), abs=1e-9)
+@pytest.mark.parametrize("levels", [2, 3, 5])
+def test_tau_b_of_many_ties_is_that_of_scipy(levels):
+    rng = np.random.default_rng(4)
+    x, y = rng.integers(0, levels, size=(2, 50, 8)).astype(float)
+    expected = []
+    for a, b in zip(x, y, strict=True):
+        constant = np.ptp(a) == 0 or np.ptp(b) == 0
+        expected.append(np.nan if constant else stats.kendalltau(a, b).statistic)
+    np.testing.assert_allclose(kendall(x, y), expected, atol=1e-12)
 
 
-def test_degenerate_resamples_are_dropped():
-    x, y = np.array([0.0, 0.0, 0.0, 1.0, 0.0]), np.arange(5.0)  # most draws miss the fourth
-    r, low, high = bootstrap_correlation(
-        x, y, statistic="pearson", resamples=500, rng=np.random.default_rng(5)
-    )
-    assert -1 <= low <= r <= high <= 1
+def test_a_perfect_order_has_tau_1():
+    x = np.arange(3, 60.0)
+    assert kendall(x, np.exp(x)) == 1
+    assert kendall(x, -x) == -1
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_draws_that_all_fall_on_one_side_still_give_an_interval(seed):
-    x, y = pairs("continuous", 8)
-    rng = np.random.default_rng(seed)
-    _, low, high = bootstrap_correlation(x, y, statistic="pearson", resamples=1, rng=rng)
-    assert -1 <= low <= high <= 1
+# Coefficients as rounded to four digits, and the z that R's cocor 1.1 prints of them unrounded.
+PRINTED = [(0.2493, 0.3395, 0.4082, 553, -2.0660), (0.0228, 0.3522, 0.3718, 553, -7.1345)]
 
 
-def test_a_perfect_correlation_has_an_interval_without_width():
-    x = np.arange(6.0)
-    found = bootstrap_correlation(
-        x, 2 * x, statistic="spearman", resamples=300, rng=np.random.default_rng(6)
-    )
-    assert found == pytest.approx((1, 1, 1), abs=1e-12)
+@pytest.mark.parametrize(("r_xz", "r_yz", "r_xy", "n", "printed"), PRINTED)
+def test_steigers_z_is_the_one_that_r_prints(r_xz, r_yz, r_xy, n, printed):
+    z, p = steiger(r_xz, r_yz, r_xy, n)
+    assert z == pytest.approx(printed, abs=2e-3)
+    assert p == pytest.approx(2 * stats.norm.sf(abs(printed)), rel=0.02)
 
 
-def test_too_few_observations_have_no_interval():
-    rng = np.random.default_rng(7)
-    x, y = np.array([1.0, 2.0, 4.0]), np.array([1.0, 3.0, 2.0])
-    r, low, high = bootstrap_correlation(x, y, statistic="pearson", resamples=9, rng=rng)
-    assert r == pytest.approx(stats.pearsonr(x, y).statistic)
-    assert np.isnan([low, high]).all()
-    constant = bootstrap_correlation(
-        np.ones(9), np.arange(9.0), statistic="pearson", resamples=9, rng=rng
-    )
-    assert np.isnan(constant).all()
+def test_steigers_z_goes_with_williams_t_where_coefficients_are_small_and_many():
+    """Another test of the same, whose formula shares nothing with this one."""
+    r_xz, r_yz, r_xy, n = 0.30, 0.25, 0.5, 2000
+    determinant = 1 - r_xz**2 - r_yz**2 - r_xy**2 + 2 * r_xz * r_yz * r_xy
+    mean = (r_xz + r_yz) / 2
+    below = 2 * (n - 1) / (n - 3) * determinant + mean**2 * (1 - r_xy) ** 3
+    williams = (r_xz - r_yz) * np.sqrt((n - 1) * (1 + r_xy) / below)
+    assert steiger(r_xz, r_yz, r_xy, n)[0] == pytest.approx(williams, rel=5e-3)
 
 
-def test_another_statistic_is_refused():
-    with pytest.raises(ValueError, match="statistic must be pearson or spearman, got 'kendall'"):
-        bootstrap_correlation(
-            np.ones(4), np.ones(4), statistic="kendall", resamples=9, rng=np.random.default_rng(0)
-        )
+@pytest.mark.parametrize(("r", "between"), [(0.0, 0.5), (0.5, 0.2), (0.7, 0.9)])
+def test_steigers_test_rejects_a_true_hypothesis_as_often_as_it_says(r, between):
+    rng = np.random.default_rng(8)
+    spread = np.linalg.cholesky([[1, between, r], [between, 1, r], [r, r, 1]])
+    x, y, z = np.moveaxis(rng.normal(size=(10_000, 30, 3)) @ spread.T, -1, 0)
+    _, p = steiger(pearson(x, z), pearson(y, z), pearson(x, y), 30)
+    assert np.mean(p < 0.05) == pytest.approx(0.05, abs=0.01)  # four standard errors and a little
+
+
+def test_steigers_test_broadcasts_changes_sign_and_has_no_number_where_there_can_be_none():
+    z, p = steiger(np.array([[0.5], [0.2]]), np.array([0.2, 0.5]), 0.3, 20)
+    assert z.shape == p.shape == (2, 2)
+    assert z[0, 0] == -z[1, 1] > 0
+    assert z[0, 1] == 0
+    assert p[0, 1] == 1
+    cases = [(1, 0.5, 0.5, 9), (0.5, -1, 0, 9), (0.5, 0.5, 1, 9), (0.5, 0.3, 0.2, 3)]
+    for case in [*cases, (np.nan, 0.3, 0.2, 9)]:
+        assert np.isnan(steiger(*case)).all()

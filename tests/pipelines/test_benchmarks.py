@@ -31,7 +31,7 @@ def test_a_benchmark_says_what_it_measured_beside_what(name, tmp_path):
 
 
 def test_every_script_that_measures_is_run_by_all():
-    others = {"all", "common", "protocols", "finetune", "gpu", "backbones"}
+    others = {"all", "common", "coverage", "protocols", "finetune", "gpu", "backbones"}
     assert {path.stem for path in SCRIPTS.glob("*.py")} == others | set(NAMES)
 
 

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from featstore.analysis.compare import mean, moves, only
-from featstore.analysis.correlate import (
+from featstore.analysis.correlate import coefficients
+from featstore.analysis.resampling import (
+    Bools,
+    Floats,
+    Resampling,
+    mean_correlations,
+    units_of,
+)
+from featstore.analysis.selection import (
     ENDS,
     Models,
-    coefficients,
     existing,
     of_models,
     reference_of,
     shares,
     transductive,
-)
-from featstore.analysis.resampling import (
-    Bools,
-    Floats,
-    draws_of_models,
-    limits,
-    mean_correlations,
 )
 
 AMONG = ("all", "batchnorm", "bn_free")
@@ -46,8 +45,6 @@ def backbone_bn(
     *,
     reference: str | None = None,
     models: Models = "independent",
-    resamples: int = 1000,
-    seed: int = 0,
 ) -> xr.Dataset:
     """What changes with the statistics that the backbone's BatchNorm uses, for each protocol.
 
@@ -64,7 +61,6 @@ def backbone_bn(
     results : Dataset with dims (model, dataset, bn_mode, protocol), of `open_results()`
     reference : protocol with which agreement is measured; by default the first linear one
     models : "independent" leaves out early checkpoints and random weights
-    resamples, seed : bootstrap draws of models
 
     Returns
     -------
@@ -108,15 +104,15 @@ def backbone_bn(
         changes.append(("train", after, home, names))
 
     columns = {name: np.full((len(changes), len(protocols)), np.nan) for name in _COLUMNS}
-    how: dict[str, Any] = {"resamples": resamples, "seed": seed}
+    scheme = Resampling(units_of(results))
     for row, (_, after, own, names) in enumerate(changes):
         there = np.isfinite(before) & np.isfinite(after)
         there &= (there & with_bn).any(axis=2, keepdims=True)  # where something can change
-        found = moves(only(there, before), only(there, after), with_bn, **how)
+        found = moves(only(there, before), only(there, after), with_bn, scheme)
         there &= np.isfinite(home) & np.isfinite(own)
         there[[reference in pair for pair in zip(protocols, names, strict=True)]] = False
-        sides = (only(there, one) for one in (before, home, after, own))
-        found |= _agreements(*sides, **how)
+        sides = [only(there, one) for one in (before, home, after, own)]
+        found |= _agreements(sides[0], sides[1], sides[2], sides[3], scheme)
         for name, column in columns.items():
             column[row] = found[name]
     can_average = {str(name) for name in shares(results)["protocol"].values}
@@ -137,7 +133,7 @@ def backbone_bn(
             "after": (dims, became.reshape(len(changes), len(protocols))),
             "transductive": (dims, np.array(sees, bool).reshape(len(changes), len(protocols))),
         },
-        {"reference": reference, "models": models, **how},
+        {"reference": reference, "models": models},
     )
 
 
@@ -147,8 +143,6 @@ def head_bn(
     reference: str | None = None,
     bn_mode: str = "eval",
     models: Models = "independent",
-    resamples: int = 1000,
-    seed: int = 0,
 ) -> xr.Dataset:
     """What a normalisation before the head changes: protocols that differ in nothing else.
 
@@ -161,7 +155,6 @@ def head_bn(
     reference : protocol with which agreement is measured; by default the first linear one
     bn_mode : of the backbone, the one looked at
     models : "independent" leaves out early checkpoints and random weights
-    resamples, seed : bootstrap draws of models
 
     Returns
     -------
@@ -185,6 +178,7 @@ def head_bn(
         The reference, the BN mode or the choice of models does not exist.
     """
     results = of_models(results, models)
+    scheme = Resampling(units_of(results))
     existing("bn_mode", bn_mode, results["bn_mode"].values)
     reference = reference_of(results, reference, bn_mode)
     own = results["score"].sel(bn_mode=bn_mode, protocol=reference)
@@ -210,7 +204,7 @@ def head_bn(
         for group in groups:
             sides = score[earlier[[*group]]], score[later[[*group]]]
             told = np.array([apart[i] for i in group], dtype=bool)
-            found += [_mean_change(*sides, home, told, one, resamples, seed) for one in among]
+            found += [_mean_change(*sides, home, told, one, scheme) for one in among]
         columns = np.array(found, dtype=float).reshape(*shape, len(AMONG), len(_OF_HEAD))
         return dict(zip(_OF_HEAD, np.moveaxis(columns, -1, 0), strict=True))
 
@@ -242,22 +236,19 @@ def head_bn(
             "reference": reference,
             "bn_mode": bn_mode,
             "models": models,
-            "resamples": resamples,
-            "seed": seed,
         },
     )
 
 
 def _mean_change(
-    before: Floats, after: Floats, home: Floats, apart: Bools, among: Bools, resamples: int,
-    seed: int,
+    before: Floats, after: Floats, home: Floats, apart: Bools, among: Bools,
+    scheme: Resampling,
 ) -> tuple[float, ...]:  # fmt: skip
     """`_OF_HEAD` of scores (pair, dataset, model) over some of the models.
 
     `home` (dataset, model) is of the reference, `apart` (pair,) whether it is in neither side. What
     is over datasets is over those of all pairs, as if they were one protocol's.
     """
-    how = {"resamples": resamples, "seed": seed}
     there = np.isfinite(before) & np.isfinite(after) & among
     told = there & np.isfinite(home) & apart[:, None, None]
     home = np.broadcast_to(home, before.shape)
@@ -267,9 +258,9 @@ def _mean_change(
         return [only(mask, one).reshape(shape) for one in sides]
 
     x, y = as_one(there, before, after)
-    found = moves(x, y, among, **how)
+    found = moves(x, y, among, scheme)
     x, h, y = as_one(told, before, home, after)
-    found |= _agreements(x, h, y, h, **how)
+    found |= _agreements(x, h, y, h, scheme)
     for name, axes in (("n_datasets", (0, 2)), ("n_pairs", (1, 2))):
         found[name] = np.array([np.count_nonzero(there.any(axis=axes))])
     return tuple(float(found[name][0]) for name in _OF_HEAD)
@@ -284,7 +275,7 @@ def _marks(results: xr.Dataset, bn_mode: str) -> Bools:
 
 
 def _agreements(
-    before: Floats, home: Floats, after: Floats, own: Floats, *, resamples: int, seed: int
+    before: Floats, home: Floats, after: Floats, own: Floats, scheme: Resampling
 ) -> dict[str, Floats]:
     """Columns (protocol,) on Spearman's correlation with the reference, before and after.
 
@@ -301,9 +292,13 @@ def _agreements(
         f"agreement_{name}": mean(only(given, one), 1)
         for name, one in (("before", r[0]), ("after", r[1]), ("change", r[1] - r[0]))
     }
-    weights = draws_of_models(values.shape[2], resamples=resamples, seed=seed)
-    again = [mean_correlations(values, *pair, weights, given)[1] for pair in (earlier, later)]
-    low, high = limits(out["agreement_change"], again[1] - again[0], resamples)
+    again = [
+        mean_correlations(values, *pair, scheme.weights, given)["spearman"]
+        for pair in (earlier, later)
+    ]
+    there = np.isfinite(before) & np.isfinite(home) & np.isfinite(after) & np.isfinite(own)
+    present = scheme.present(np.asarray((there & given[:, :, None]).any(axis=1)))
+    low, high = scheme.limits(out["agreement_change"], again[1] - again[0], present)
     return out | {"agreement_change_low": low, "agreement_change_high": high}
 
 

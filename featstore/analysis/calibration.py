@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from featstore.analysis.correlate import ENDS, Models, existing, of_models, transductive
-from featstore.analysis.resampling import mean_interval
+from featstore.analysis.resampling import mean_interval, units_of
+from featstore.analysis.selection import ENDS, Models, existing, of_models, transductive
 
 SCALED = ("ece_scaled", "ece_scaled_val")
 """Errors after temperature scaling: one on test images (transductive), one on held-out images."""
@@ -17,8 +17,6 @@ def calibration_errors(
     *,
     bn_mode: str = "eval",
     models: Models = "independent",
-    resamples: int = 1000,
-    seed: int = 0,
 ) -> xr.Dataset:
     """Calibration error of every protocol with probabilities, before and after temperature scaling.
 
@@ -27,7 +25,6 @@ def calibration_errors(
     results : Dataset with dims (model, dataset, bn_mode, protocol), of `open_results()`
     bn_mode : the one looked at
     models : "independent" leaves out early checkpoints and random weights
-    resamples, seed : bootstrap draws of models
 
     Returns
     -------
@@ -47,6 +44,7 @@ def calibration_errors(
     """
     existing("bn_mode", bn_mode, results["bn_mode"].values)
     cells = of_models(results, models).sel(bn_mode=bn_mode)
+    units = units_of(cells)
     missing = xr.full_like(cells["score"], np.nan)
     ece, *scaled = (cells.get(name, missing) for name in ("ece", *SCALED))
     found, counts = {"ece": ece}, {"n_cells": ece}
@@ -57,7 +55,7 @@ def calibration_errors(
     out = xr.Dataset(coords=coords)
     for name, error in found.items():
         by_model = error.mean("dataset").transpose("protocol", "model").values
-        rows = [mean_interval(row, resamples=resamples, seed=seed) for row in by_model]
+        rows = [mean_interval(row, units) for row in by_model]
         for end, column in zip(ENDS, np.reshape(rows, (-1, 3)).T, strict=True):
             out[f"{name}{end}"] = ("protocol", column)
             if name == "ece_scaled":
@@ -66,7 +64,7 @@ def calibration_errors(
         out[name] = ("protocol", error.count(["model", "dataset"]).values)
     out["n_models"] = ("protocol", ece.notnull().any("dataset").sum("model").values)
     out = out.isel(protocol=np.flatnonzero(out["n_models"].values))
-    return out.assign_attrs(bn_mode=bn_mode, models=models, resamples=resamples, seed=seed)
+    return out.assign_attrs(bn_mode=bn_mode, models=models)
 
 
 def pooled_reliability(

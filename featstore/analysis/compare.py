@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from featstore.analysis.correlate import (
-    ENDS,
+from featstore.analysis.correlate import correlate_pairs
+from featstore.analysis.resampling import (
     STATISTICS,
+    Bools,
+    Floats,
+    Resampling,
+    mean_interval,
+    units_of,
+)
+from featstore.analysis.selection import (
+    ENDS,
     Models,
-    correlate_pairs,
     existing,
     of_models,
     shares,
     transductive,
 )
-from featstore.analysis.resampling import Bools, Floats, mean_interval
 
 
 def compare_protocols(
@@ -28,8 +33,6 @@ def compare_protocols(
     *,
     bn_mode: str = "eval",
     models: Models = "independent",
-    resamples: int = 1000,
-    seed: int = 0,
 ) -> xr.Dataset:
     """What it changes to take another protocol instead of the reference.
 
@@ -43,7 +46,6 @@ def compare_protocols(
     bn_mode : of the backbone, the one looked at; what is trained on images has cells of models with
         BatchNorm in `eval` only
     models : "independent" leaves out early checkpoints and random weights
-    resamples, seed : bootstrap draws of models
 
     Returns
     -------
@@ -51,9 +53,9 @@ def compare_protocols(
         Each of the following, and the limits `_low` and `_high` of its 95 % interval over models:
         `difference` of the score, the protocol's minus the reference's, mean over models of their
         means over datasets, NaN where scores are no shares; `places` that a model moves in the
-        ranking, up or down, mean as of `difference`; `spearman` and `pearson` with the reference,
-        mean over datasets. Fewer than four models have no interval and no coefficient. Besides,
-        `seconds` and `reference_seconds` of the median cell, `n_models`, `n_datasets`. The
+        ranking, up or down, mean as of `difference`; `spearman`, `pearson` and `kendall` with the
+        reference, mean over datasets. Fewer than four models have no interval and no coefficient.
+        Besides, `seconds` and `reference_seconds` of the median cell, `n_models`, `n_datasets`. The
         coordinate `transductive` says which see scored images in this BN mode. The attribute
         `reference` names it.
 
@@ -72,9 +74,9 @@ def compare_protocols(
     there = after["score"].notnull() & before["score"].notnull()
     sides = [one.where(there).transpose("protocol", "dataset", "model") for one in (before, after)]
     seconds = [one["seconds"].median(["model", "dataset"]).values for one in sides]
-    how: dict[str, Any] = {"resamples": resamples, "seed": seed}
     everyone = np.ones(results.sizes["model"], dtype=bool)
-    columns = moves(sides[0]["score"].values, sides[1]["score"].values, everyone, **how)
+    scheme = Resampling(units_of(results))
+    columns = moves(sides[0]["score"].values, sides[1]["score"].values, everyone, scheme)
     can_average = {str(name) for name in shares(results)["protocol"].values}
     apart = [not {name, reference} <= can_average for name in others]
     for end in ENDS:
@@ -84,23 +86,23 @@ def compare_protocols(
     return xr.Dataset(
         {name: ("protocol", column) for name, column in columns.items()},
         {"protocol": others} | transductive(results.sel(protocol=others), bn_mode),
-        {"reference": reference, "bn_mode": bn_mode, "models": models, **how},
+        {"reference": reference, "bn_mode": bn_mode, "models": models},
     )
 
 
-def moves(before: Floats, after: Floats, changed: Bools, **how: int) -> dict[str, Floats]:
+def moves(before: Floats, after: Floats, changed: Bools, scheme: Resampling) -> dict[str, Floats]:
     """What became of scores and ranks, as columns (protocol,).
 
     Parameters
     ----------
     before, after : (protocol, dataset, model) ; NaN in both where either is missing
     changed : (model,) whose mean difference is wanted; ranks are among all
-    how : `resamples` and `seed`
+    scheme : how intervals over models are made
 
     Returns
     -------
-    `difference`, `places`, `pearson` and `spearman`, each with `_low` and `_high`; `n_models`,
-    `n_ranked` and `n_datasets`
+    `difference`, `places`, `pearson`, `spearman` and `kendall`, each with `_low` and `_high`;
+    `n_models`, `n_ranked` and `n_datasets`
     """
     count = len(before)
     there = np.isfinite(before)
@@ -114,12 +116,12 @@ def moves(before: Floats, after: Floats, changed: Bools, **how: int) -> dict[str
         "places": mean(np.abs(_ranks(after) - _ranks(before)), 1),
     }
     for name, rows in by_model.items():
-        found = np.array([mean_interval(row, **how) for row in rows], dtype=float)
+        found = np.array([mean_interval(row, scheme.units) for row in rows], dtype=float)
         for end, column in zip(ENDS, found.reshape(count, len(ENDS)).T, strict=True):
             out[f"{name}{end}"] = column
     places = np.arange(count)
     _, averaged = correlate_pairs(
-        np.concatenate([before, after]), places, count + places, intervals=False, **how
+        np.concatenate([before, after]), places, count + places, scheme=scheme, by_dataset=False
     )
     return out | {f"{name}{end}": averaged[f"{name}{end}"] for name in STATISTICS for end in ENDS}
 

@@ -4,149 +4,117 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
 from featstore.analysis.resampling import (
     FEWEST_MODELS,
+    INTERVALS,
+    STATISTICS,
+    Bools,
     Floats,
     Indices,
-    draws_of_models,
-    limits,
+    Interval,
+    Resampling,
+    Statistic,
+    clusters_of,
+    combined,
     mean_correlations,
-    rows_alike,
+    mean_of_seeds,
+    redrawn_seeds,
+    spread_limits,
+    units_of,
 )
-from featstore.kernels.correlate import pearson, spearman
+from featstore.analysis.selection import (
+    IN_DOMAIN,
+    Models,
+    Scale,
+    existing,
+    in_domain_datasets,
+    of_models,
+    scores_of,
+    transductive,
+)
 
-IN_DOMAIN = "in-domain"
-"""Value of the coordinate `shift` of the dataset that the models were pretrained on."""
+Over = Literal["models", "datasets", "seeds"]
 
-STATISTICS: tuple[Literal["pearson"], Literal["spearman"]] = ("pearson", "spearman")
-ENDS = ("", "_low", "_high")
-"""Suffixes of a number and the limits of its interval."""
-
-Models = Literal["independent", "all"]
-
-
-def is_independent(results: xr.Dataset) -> xr.DataArray:
-    """Whether each model counts as one of its own: early checkpoints and random weights do not."""
-    # Strings come as fixed-width ones, objects or StringDType, which not all of NumPy takes.
-    return xr.DataArray([str(one) in ("late", "") for one in results["stage"].values], dims="model")
-
-
-def of_models(results: xr.Dataset, models: Models) -> xr.Dataset:
-    """Results of all models, or of the independent ones.
-
-    Raises
-    ------
-    ValueError
-        `models` is neither.
-    """
-    existing("models", models, ["independent", "all"])
-    return results.isel(model=is_independent(results)) if models == "independent" else results
-
-
-def reference_of(results: xr.Dataset, name: str | None, bn_mode: str) -> str:
-    """The protocol others are held against: the one named, else the first linear, else the first.
-
-    One without a cell comes last, since nothing goes with it, and before it those whose scores are
-    no shares.
-
-    Raises
-    ------
-    ValueError
-        There is no protocol of that name.
-    """
-    protocols = [str(one) for one in results["protocol"].values]
-    if name is not None:
-        return existing("reference", name, protocols)
-    filled = results["score"].sel(bn_mode=bn_mode).notnull().any(["model", "dataset"]).values
-    share = np.isin(protocols, [str(one) for one in shares(results)["protocol"].values])
-    linear = results["kind"].values == "linear"
-    return min(zip(~filled, ~share, ~linear, range(len(protocols)), protocols, strict=True))[4]
-
-
-def in_domain_datasets(results: xr.Dataset) -> list[str]:
-    """Names of the datasets that the models were pretrained on; often one, sometimes none."""
-    return [str(name) for name in results["dataset"].values[results["shift"].values == IN_DOMAIN]]
-
-
-def shares(results: xr.Dataset) -> xr.Dataset:
-    """Results of those protocols whose scores are shares in 0..1, which can be averaged."""
-    if "scale" not in results.coords:
-        return results
-    return results.isel(protocol=np.flatnonzero(results["scale"].values == "share"))
-
-
-def transductive(results: xr.Dataset, bn_mode: str) -> dict[str, tuple[str, npt.NDArray[np.bool_]]]:
-    """The coordinate of that name: protocols whose scored images take part in a statistic.
-
-    None if the results do not say so.
-    """
-    if "transductive" not in results:
-        return {}
-    marks = results["transductive"].sel(bn_mode=bn_mode).values.astype(bool)
-    return {"transductive": ("protocol", marks)}
+_SEED_DRAWS = 200
 
 
 def correlate_protocols(
     results: xr.Dataset,
     *,
     metric: str = "score",
+    scale: Scale = "raw",
     models: Models = "independent",
     bn_mode: str = "eval",
     dataset: str | None = None,
     by_dataset: bool = True,
+    partial: str = "",
+    over: Over | Sequence[Over] = "models",
+    interval: Interval = "jackknife",
     resamples: int = 1000,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Pearson and Spearman correlation of every two protocols over models, with 95 % intervals.
+    """Correlations of every two protocols over models, with 95 % intervals.
 
     Without `dataset`, coefficients are computed on each dataset by itself and then averaged
     over datasets, so that a difference in difficulty between datasets is no agreement between
     protocols. The average is the arithmetic mean of r: with few models a Spearman coefficient
-    of exactly 1 is common, and its Fisher z is infinite. The average's interval comes from
-    drawing the same models for all datasets, since a model good on one is good on the next.
+    of exactly 1 is common, and its Fisher z is infinite. For the average's interval the same models
+    are left out, or drawn, for all datasets, since a model good on one is good on the next; and
+    models of one lineage, or of one method in two backbones, together, as no independent draws.
 
     Parameters
     ----------
     results : Dataset with dims (model, dataset, bn_mode, protocol), of `open_results()`
     metric : variable that is correlated
+    scale : of the metric: `raw`, `logit` for shares, or `rank` among models
     models : "independent" leaves out early checkpoints and random weights
     bn_mode : the one BN mode looked at
     dataset : a single dataset instead of the average over all
-    by_dataset : also return what is averaged, which takes several times as long
-    resamples : bootstrap draws of models
-    seed : of these draws
+    by_dataset : also return what is averaged
+    partial : coordinate of models, such as `backbone`, that is held fixed: correlation of what
+        remains of both sides once the mean of each of its values is taken away (for Spearman of
+        their ranks; for Kendall, pairs of models that share the value)
+    over : what the interval is over: the choice of `models`, of `datasets` by cluster (of the
+        average alone), of `seeds` (of results opened with them), or several of them together
+    interval : `jackknife` (Student's t on Fisher's scale; the one whose coverage was found best),
+        `fisher` (by the number of models alone), `bca` or `percentile` (bootstrap)
+    resamples, seed : of the bootstrap
 
     Returns
     -------
     Dataset with dims (protocol, other)
-        `pearson`, `pearson_low`, `pearson_high`, the same of `spearman`, `n_datasets` (those
-        averaged) and `n` (models of the smallest of them; with fewer than four there is no
-        coefficient, and `n` is the most any dataset has). The coordinate `transductive` (protocol)
-        says which see scored images in this BN mode. With `by_dataset` and without
-        `dataset`, also `pearson_by_dataset`, ..., `n_by_dataset` (dataset, protocol, other).
+        `pearson`, `pearson_low`, `pearson_high`, the same of `spearman` and `kendall` (tau-b),
+        `n_datasets` (those averaged) and `n` (models of the smallest of them; with fewer than four
+        there is no coefficient, and `n` is the most any dataset has). The coordinate `transductive`
+        (protocol) says which see scored images in this BN mode. With `by_dataset` and without
+        `dataset`, also `pearson_by_dataset`, ..., `n_by_dataset` (dataset, protocol, other); their
+        intervals are over models and seeds only.
 
     Raises
     ------
     ValueError
-        The metric, BN mode, dataset or choice of models does not exist.
+        The metric, scale, BN mode, dataset, coordinate, interval or choice of models does not
+        exist; there are no seeds.
     """
-    scores = _scores(results, metric, models, bn_mode)
+    scores = scores_of(results, metric=metric, scale=scale, models=models, bn_mode=bn_mode)
     if dataset is not None:
         scores = scores.sel(dataset=[existing("dataset", dataset, scores["dataset"].values)])
+    how = _how(of_models(results, models), scores, partial, over, interval, resamples, seed)
     protocols = scores["protocol"].values
-    values = scores.transpose("protocol", "dataset", "model").values
     pairs = [*combinations(range(len(protocols)), 2), *((i, i) for i in range(len(protocols)))]
     first, second = (np.array(side, dtype=int) for side in zip(*pairs, strict=True))
     by_dataset = by_dataset and dataset is None
-    single, mean = correlate_pairs(
-        values, first, second, resamples=resamples, seed=seed, intervals=by_dataset
-    )
+    values = scores.transpose("protocol", "dataset", "model", ...).values
+    single, mean = correlate_pairs(values, first, second, by_dataset=by_dataset, **how)
+    itself = first == second
+    for columns in (single, mean):
+        for name in set(columns) - {"n", "n_datasets"}:  # with any models
+            columns[name][itself] = np.where(np.isfinite(columns[name][itself]), 1.0, np.nan)
 
     def square(column: Floats) -> Floats:
         full = np.empty((len(protocols), len(protocols), *column.shape[1:]))
@@ -164,7 +132,8 @@ def correlate_protocols(
             out[f"{name}_by_dataset"] = (dims, square(column))
         out = out.assign_coords(dataset=scores["dataset"].values)
         out = out.transpose("dataset", "protocol", "other")
-    return out.assign_attrs(_how(metric, models, bn_mode, resamples, seed, scores))
+    told = {"metric": metric, "scale": scale, "models": models, "bn_mode": bn_mode}
+    return out.assign_attrs(told | _told(how, partial))
 
 
 def correlate_domains(
@@ -173,8 +142,13 @@ def correlate_domains(
     in_domain: str | None = None,
     across: bool = False,
     metric: str = "score",
+    target_metric: str = "",
+    scale: Scale = "raw",
     models: Models = "independent",
     bn_mode: str = "eval",
+    partial: str = "",
+    over: Over | Sequence[Over] = "models",
+    interval: Interval = "jackknife",
     resamples: int = 1000,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -185,13 +159,15 @@ def correlate_domains(
     results : Dataset with dims (model, dataset, bn_mode, protocol), of `open_results()`
     in_domain : the predicting dataset; by default the one whose `shift` is "in-domain"
     across : also let every protocol in-domain predict every `other` protocol elsewhere
-    metric, models, bn_mode, resamples, seed : as in `correlate_protocols`
+    metric : variable on the predicting dataset
+    target_metric : variable on the others, if it is another one
+    scale, models, bn_mode, partial, over, interval, resamples, seed : as in `correlate_protocols`
 
     Returns
     -------
     Dataset with dims (protocol, dataset), or (protocol, other, dataset) with `across`
-        `pearson`, `pearson_low`, `pearson_high`, the same of `spearman`, and `n`. Their averages
-        over datasets, by the rule of `correlate_protocols`, are `pearson_mean`,
+        `pearson`, `pearson_low`, `pearson_high`, the same of `spearman` and `kendall`, and `n`.
+        Their averages over datasets, by the rule of `correlate_protocols`, are `pearson_mean`,
         `pearson_mean_low`, ..., `n_mean` without the dim dataset. `protocol` is the predictor, and
         the coordinate `transductive` (protocol) says which see scored images in this BN mode.
 
@@ -200,142 +176,198 @@ def correlate_domains(
     ValueError
         No dataset, or more than one, is in-domain and none is named; or a name does not exist.
     """
-    scores = _scores(results, metric, models, bn_mode)
+    cells: dict[str, Any] = {"scale": scale, "models": models, "bn_mode": bn_mode}
+    scores = scores_of(results, metric=metric, **cells)
+    targets = scores_of(results, metric=target_metric or metric, **cells)
     if in_domain is None:
         found = in_domain_datasets(results)
         if len(found) != 1:
             raise ValueError(f"in_domain must name a dataset: {len(found)} have {IN_DOMAIN!r}")
         in_domain = found[0]
     existing("in_domain", in_domain, scores["dataset"].values)
-    scores = scores.transpose("protocol", "dataset", "model")
-    targets = scores.drop_sel(dataset=in_domain)
-    protocols, datasets = scores["protocol"].values, targets["dataset"].values
+    order = ("protocol", "dataset", "model", ...)
+    targets = targets.drop_sel(dataset=in_domain).transpose(*order)
+    home = scores.sel(dataset=[in_domain]).transpose(*order)
+    of_cells = of_models(results, models).drop_sel(dataset=in_domain)
+    how = _how(of_cells, targets, partial, over, interval, resamples, seed)
+    protocols, datasets = targets["protocol"].values, targets["dataset"].values
     count = len(protocols)
     first = np.repeat(np.arange(count), count) if across else np.arange(count)
     second = np.tile(np.arange(count), count) if across else first
-    home = scores.sel(dataset=[in_domain]).values
     values = np.concatenate([np.broadcast_to(home, targets.shape), targets.values])
-    single, mean = correlate_pairs(values, first, count + second, resamples=resamples, seed=seed)
+    single, mean = correlate_pairs(values, first, count + second, **how)
 
     dims = ("protocol", "other") if across else ("protocol",)
     shape = (count,) * len(dims)
-    out = xr.Dataset(coords=dict.fromkeys(dims, protocols) | {"dataset": datasets})
+    coords = {"protocol": protocols, "dataset": datasets} | ({"other": protocols} if across else {})
+    out = xr.Dataset(coords=coords)
     for name, column in single.items():
         out[name] = ((*dims, "dataset"), column.reshape(*shape, len(datasets)))
     for name, column in mean.items():
         statistic, *end = name.split("_")  # pearson_low -> pearson_mean_low
         key = name if name == "n_datasets" else "_".join([statistic, "mean", *end])
         out[key] = (dims, column.reshape(shape))
-    how = _how(metric, models, bn_mode, resamples, seed, scores)
     out = out.assign_coords(transductive(results, bn_mode))
-    return out.assign_attrs(how, in_domain=in_domain)
+    told = {"metric": metric, "target_metric": target_metric or metric, "in_domain": in_domain}
+    return out.assign_attrs(told | cells | _told(how, partial))
+
+
+def groups_of(results: xr.Dataset, partial: str) -> Indices | None:
+    """Number (model,) of each model's value of a coordinate; None of no coordinate.
+
+    Raises
+    ------
+    ValueError
+        There is no such coordinate of models.
+    """
+    if not partial:
+        return None
+    known = [str(name) for name, one in results.coords.items() if one.dims == ("model",)]
+    existing("partial", partial, [name for name in known if name != "model"])
+    values = [str(one) for one in results[partial].values]
+    return np.unique(values, return_inverse=True)[1]
 
 
 def _how(
-    metric: str, models: str, bn_mode: str, resamples: int, seed: int, scores: xr.DataArray
-) -> dict[str, str | int]:
-    """Attributes that say how a table of correlations was made."""
+    results: xr.Dataset, scores: xr.DataArray, partial: str, over: Over | Sequence[Over],
+    interval: Interval, resamples: int, seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """What `correlate_pairs` wants to know beside values."""
+    existing("interval", interval, INTERVALS)
+    sources = (over,) if isinstance(over, str) else tuple(over)
+    for source in sources:
+        existing("over", source, ["models", "datasets", "seeds"])
+    if not sources:
+        raise ValueError("over must name what the interval is over, got nothing")
+    if "seeds" in sources and "seed" not in scores.dims:
+        raise ValueError(
+            "over names seeds, and these results are means over them: open them with "
+            "open_results(..., seeds=True)"
+        )
+    chosen = results.sel(dataset=scores["dataset"].values)
     return {
-        "metric": metric,
-        "models": models,
-        "bn_mode": bn_mode,
-        "n_models": scores.sizes["model"],
-        "resamples": resamples,
-        "seed": seed,
+        "scheme": Resampling(units_of(results), interval, resamples, seed),
+        "clusters": clusters_of(chosen),
+        "groups": groups_of(results, partial),
+        "over": sources,
     }
 
 
-def metrics_of(results: xr.Dataset) -> list[str]:
-    """Names of what has one value a cell."""
-    dims = set(results["score"].dims)
-    return [str(name) for name, one in results.data_vars.items() if set(one.dims) == dims]
+def _told(how: dict[str, Any], partial: str) -> dict[str, str | int]:
+    """Attributes that say how intervals were made."""
+    scheme: Resampling = how["scheme"]
+    return {
+        "n_models": len(scheme.units),
+        "n_units": scheme.n_units,
+        "n_clusters": len(np.unique(how["clusters"])),
+        "partial": partial,
+        "over": "+".join(how["over"]),
+        "interval": scheme.interval,
+        "resamples": scheme.resamples,
+        "seed": scheme.seed,
+    }
 
 
-def existing(what: str, name: str, known: Sequence[str] | npt.NDArray[np.str_]) -> str:
-    """The name, if it is a known one; raises ValueError with those that are."""
-    if name not in known:
-        raise ValueError(f"{what} must be one of {', '.join(map(str, known))}, got {name!r}")
-    return name
-
-
-def _scores(results: xr.Dataset, metric: str, models: Models, bn_mode: str) -> xr.DataArray:
-    """One metric of the models asked for in one BN mode: (model, dataset, protocol)."""
-    existing("metric", metric, metrics_of(results))
-    existing("bn_mode", bn_mode, results["bn_mode"].values)
-    return of_models(results, models)[metric].sel(bn_mode=bn_mode)
-
-
-def coefficients(values: Floats, first: Indices, second: Indices) -> dict[str, Floats]:
-    """`pearson`, `spearman` and `n`, each (pair, dataset), as of `correlate_pairs`."""
+def coefficients(
+    values: Floats, first: Indices, second: Indices, groups: Indices | None = None
+) -> dict[str, Floats]:
+    """`pearson`, `spearman`, `kendall` and `n`, each (pair, dataset), as of `correlate_pairs`."""
     shape = len(first), values.shape[1]
-    x, y = (values[side].reshape(shape[0] * shape[1], values.shape[2]) for side in (first, second))
-    both = np.isfinite(x) & np.isfinite(y)
-    out: dict[str, Floats] = {name: np.full(len(x), np.nan) for name in STATISTICS}
-    for rows, models in rows_alike(both):
-        if len(models) >= FEWEST_MODELS:
-            pair = x[rows][:, models], y[rows][:, models]
-            out["pearson"][rows], out["spearman"][rows] = pearson(*pair), spearman(*pair)
-    out["n"] = np.count_nonzero(both, axis=1).astype(float)
-    return {name: column.reshape(shape) for name, column in out.items()}
+    everyone = np.ones((1, values.shape[2]))
+    count = np.count_nonzero(np.isfinite(values[first]) & np.isfinite(values[second]), axis=2)
+    out: dict[str, Floats] = {name: np.full(shape, np.nan) for name in STATISTICS}
+    for at in range(shape[1]):
+        enough = count[:, [at]] >= FEWEST_MODELS
+        found = mean_correlations(values[:, [at]], first, second, everyone, enough, groups=groups)
+        for name in STATISTICS:
+            out[name][:, at] = found[name][:, 0]
+    out["n"] = count.astype(float)
+    return out
 
 
 def correlate_pairs(
-    values: Floats, first: Indices, second: Indices, *, resamples: int, seed: int,
-    intervals: bool = True,
+    values: Floats, first: Indices, second: Indices, *, scheme: Resampling,
+    clusters: Indices | None = None, groups: Indices | None = None,
+    over: Sequence[Over] = ("models",), by_dataset: bool = True,
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:  # fmt: skip
-    """Both coefficients of pairs of series over models: on each dataset, and averaged over all.
+    """Coefficients of pairs of series over models: on each dataset, and averaged over all.
 
     Parameters
     ----------
-    values : (series, dataset, model) ; a coefficient is over the models that both series have
+    values : (series, dataset, model), or with a last axis of seeds, of which means count; a
+        coefficient is over the models that both series have
     first, second : (pair,) the two series of each
-    intervals : also those of single datasets, which take their time
+    clusters, groups, over : as of `clusters_of`, `groups_of`, `correlate_protocols`
+    by_dataset : also the intervals of single datasets
 
     Returns
     -------
     single : `pearson`, `pearson_low`, ..., `n`, each (pair, dataset)
     mean : the same and `n_datasets`, each (pair,)
     """
-    single = coefficients(values, first, second)
-    how = {"resamples": resamples, "seed": seed}
-    one_dataset = values.shape[1] == 1
-    if intervals or one_dataset:
-        single |= _single_intervals(values, first, second, single, **how)
+    redraws = [*redrawn_seeds(values, _SEED_DRAWS, scheme.seed)] if "seeds" in over else []
+    if values.ndim == 4:
+        values = mean_of_seeds(values)
+    single = coefficients(values, first, second, groups)
     given = np.isfinite(single["pearson"])
-    n_datasets = {"n_datasets": np.count_nonzero(given, axis=1).astype(float)}
-    if one_dataset:  # nothing to average
-        return single, {name: column[:, 0] for name, column in single.items()} | n_datasets
-    weights = draws_of_models(values.shape[2], **how)
-    again = mean_correlations(values, first, second, weights, given)
-    mean = {}
-    for name, draws in zip(STATISTICS, again, strict=True):
-        total = np.where(given, single[name], 0.0).sum(axis=1)
-        mean[name] = total / np.where(given.any(axis=1), given.sum(axis=1), np.nan)
-        mean[f"{name}_low"], mean[f"{name}_high"] = limits(mean[name], draws, resamples)
+    mean: dict[str, Floats] = {name: _mean_over(given, single[name]) for name in STATISTICS}
+    both = np.isfinite(values[first]) & np.isfinite(values[second]) & given[:, :, None]
+    seeded = [coefficients(one, first, second, groups) for one in redraws]
+    again = {name: np.zeros((len(first), len(scheme.weights))) for name in STATISTICS}
+    for at in range(values.shape[1]):
+        drawn = mean_correlations(
+            values[:, [at]], first, second, scheme.weights, given[:, [at]], groups=groups
+        )
+        for name in STATISTICS:
+            again[name] += np.where(given[:, [at]], drawn[name], 0.0)
+            if by_dataset:
+                sources = {}
+                if "models" in over:
+                    there = scheme.present(both[:, at])
+                    sources["models"] = scheme.limits(
+                        single[name][:, at], drawn[name], there, statistic=name
+                    )
+                if seeded:
+                    found = np.stack([one[name][:, at] for one in seeded])
+                    sources["seeds"] = spread_limits(single[name][:, at], found)
+                low, high = combined(single[name][:, at], [*sources.values()])
+                for end, column in (("_low", low), ("_high", high)):
+                    single.setdefault(f"{name}{end}", np.full(given.shape, np.nan))[:, at] = column
+
+    for name in STATISTICS:
+        limits = []
+        if "models" in over:
+            count = np.maximum(np.count_nonzero(given, axis=1), 1)[:, None]
+            there = scheme.present(np.asarray(both.any(axis=1)))
+            limits.append(scheme.limits(mean[name], again[name] / count, there, statistic=name))
+        if "datasets" in over:
+            limits.append(_over_datasets(mean[name], single[name], given, clusters, scheme, name))
+        if seeded:
+            found = np.stack([_mean_over(given, one[name]) for one in seeded])
+            limits.append(spread_limits(mean[name], found))
+        mean[f"{name}_low"], mean[f"{name}_high"] = combined(mean[name], limits)
     fewest = np.where(given, single["n"], np.inf).min(axis=1, initial=np.inf)
     most = single["n"].max(axis=1, initial=0)
     mean["n"] = np.where(given.any(axis=1), fewest, most)
-    return single, mean | n_datasets
+    mean["n_datasets"] = np.count_nonzero(given, axis=1).astype(float)
+    return single, mean
 
 
-def _single_intervals(
-    values: Floats, first: Indices, second: Indices, single: dict[str, Floats], *,
-    resamples: int, seed: int,
-) -> dict[str, Floats]:  # fmt: skip
-    """Limits (pair, dataset) of each coefficient, by draws of the models that it is over."""
-    given = np.isfinite(single["pearson"])
-    out = {f"{name}{end}": np.full(given.shape, np.nan) for name in STATISTICS for end in ENDS[1:]}
-    finite = np.isfinite(values)
-    for at in range(values.shape[1]):
-        pairs = np.flatnonzero(given[:, at])
-        for rows, models in rows_alike(finite[first[pairs], at] & finite[second[pairs], at]):
-            which = pairs[rows]
-            weights = draws_of_models(len(models), resamples=resamples, seed=seed)
-            again = mean_correlations(
-                values[:, [at]][:, :, models], first[which], second[which], weights,
-                given[which][:, [at]],
-            )  # fmt: skip
-            for name, draws in zip(STATISTICS, again, strict=True):
-                low, high = limits(single[name][which, at], draws, resamples)
-                out[f"{name}_low"][which, at], out[f"{name}_high"][which, at] = low, high
-    return out
+def _mean_over(given: Bools, column: Floats) -> Floats:
+    """Mean (pair,) over the datasets given, of a column (pair, dataset)."""
+    total = np.where(given, column, 0.0).sum(axis=1)
+    return np.asarray(total / np.where(given.any(axis=1), given.sum(axis=1), np.nan))
+
+
+def _over_datasets(
+    mean: Floats, single: Floats, given: Bools, clusters: Indices | None, scheme: Resampling,
+    statistic: Statistic,
+) -> tuple[Floats, Floats]:  # fmt: skip
+    """Limits (pair,) of means over datasets, had others been chosen: clusters of them are drawn."""
+    units = np.arange(given.shape[1]) if clusters is None else clusters
+    interval: Interval = "jackknife" if scheme.interval == "fisher" else scheme.interval
+    scheme = Resampling(units, interval, scheme.resamples, scheme.seed)
+    weights = scheme.weights.T
+    with np.errstate(invalid="ignore"):  # a draw may hold none of the datasets
+        again = (np.where(given, single, 0.0) @ weights) / (given @ weights)
+    return scheme.limits(mean, again, scheme.present(given), statistic=statistic)

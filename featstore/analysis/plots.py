@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from featstore.analysis.calibration import pooled_reliability
-from featstore.analysis.correlate import in_domain_datasets, is_independent, shares
 from featstore.analysis.rank import mean_over_datasets
 from featstore.analysis.resampling import FEWEST_MODELS
+from featstore.analysis.selection import in_domain_datasets, is_independent, shares
 from featstore.analysis.style import (
     FAINT,
     INK,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from featstore.analysis.correlate import ENDS, STATISTICS, Models, correlate_protocols, existing
+from featstore.analysis.correlate import correlate_protocols
+from featstore.analysis.resampling import STATISTICS
+from featstore.analysis.selection import ENDS, Models, existing
 
 
 def predictors(
@@ -14,8 +16,6 @@ def predictors(
     *,
     models: Models = "independent",
     bn_mode: str = "eval",
-    resamples: int = 1000,
-    seed: int = 0,
     correlations: xr.Dataset | None = None,
 ) -> xr.Dataset:
     """All other protocols by how well they rank models as `target` does, the best first.
@@ -24,16 +24,17 @@ def predictors(
     ----------
     results : Dataset with dims (model, dataset, bn_mode, protocol), of `open_results()`
     target : protocol that is to be predicted, such as a fine-tuning
-    models, bn_mode, resamples, seed : as in `correlate_protocols`
-    correlations : its answer to the same, if it is there already; else it is made
+    models, bn_mode : as in `correlate_protocols`
+    correlations : an answer of `correlate_protocols`, made with other settings than its own; else
+        it is made
 
     Returns
     -------
     Dataset with the dim protocol
         `spearman`, `spearman_low`, `spearman_high` over models, mean over datasets, the same of
-        `pearson`, `n` models, `n_datasets`, and `seconds`, the median cell's in this BN mode.
-        Sorted by `spearman`, protocols without any last. The coordinate `transductive` says which
-        see scored images in this BN mode. The attribute `seconds` is the target's.
+        `pearson` and `kendall`, `n` models, `n_datasets`, and `seconds`, the median cell's in this
+        BN mode. Sorted by `spearman`, protocols without any last. The coordinate `transductive`
+        says which see scored images in this BN mode. The attribute `seconds` is the target's.
 
     Raises
     ------
@@ -43,9 +44,8 @@ def predictors(
     existing("target", target, [str(name) for name in results["protocol"].values])
     if correlations is None:
         correlations = correlate_protocols(
-            results, models=models, bn_mode=bn_mode, by_dataset=False,
-            resamples=resamples, seed=seed,
-        )  # fmt: skip
+            results, models=models, bn_mode=bn_mode, by_dataset=False
+        )
     names = [f"{name}{end}" for name in STATISTICS for end in ENDS] + ["n", "n_datasets"]
     found = correlations[names].sel(other=target, drop=True)
     cells = results[["seconds", "score"]].sel(bn_mode=bn_mode, drop=True)

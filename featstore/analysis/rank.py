@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from scipy.stats import rankdata
 
-from featstore.analysis.correlate import (
+from featstore.analysis.selection import (
     existing,
     is_independent,
     metrics_of,

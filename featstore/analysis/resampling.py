@@ -1,84 +1,265 @@
-"""Bootstrap over models: how far a number would move with another choice of them."""
+"""How far a number would move with another choice of models, datasets or seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr, ndtri
+import xarray as xr
+from scipy.special import ndtri
+
+from featstore.kernels import intervals
 
 FEWEST_MODELS = 4
 """With fewer, a coefficient of correlation says next to nothing, and nothing has an interval."""
-
-CONFIDENCE = 0.95
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 Bools = npt.NDArray[np.bool_]
 
+Statistic = Literal["pearson", "spearman", "kendall"]
+STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
 
-def draws_of_models(n_models: int, *, resamples: int, seed: int) -> Floats:
-    """(resamples + n_models, n_models): how often each model is drawn.
+Interval = Literal["jackknife", "fisher", "bca", "percentile"]
+INTERVALS: tuple[Interval, ...] = get_args(Interval)
 
-    The first rows are draws with replacement, the last ones each leave one model out, for `bca`.
+_PAIRS_AT_ONCE = 64  # of series, whose products over pairs of models are in memory at a time
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """What is drawn together, and how an interval is made of the draws.
+
+    Attributes
+    ----------
+    units : (model,) number of the unit that each model belongs to: models that are no independent
+        draws, such as one method in two backbones, are drawn and left out together
+    interval : `jackknife` leaves out one unit at a time, `bca` and `percentile` draw units with
+        replacement, `fisher` goes by the number of units alone
+    resamples, seed : of the bootstrap
     """
-    draws = np.random.default_rng(seed).integers(0, max(n_models, 1), (resamples, n_models))
-    places = draws + n_models * np.arange(resamples)[:, None]
+
+    units: Indices
+    interval: Interval = "jackknife"
+    resamples: int = 1000
+    seed: int = 0
+
+    @cached_property
+    def weights(self) -> Floats:
+        """(draw, model): how often each is drawn; the last rows each leave one unit out."""
+        return draws_of(
+            self.units,
+            resamples=self.resamples if self.interval in ("bca", "percentile") else 0,
+            seed=self.seed,
+        )
+
+    @property
+    def n_units(self) -> int:
+        """How many are drawn."""
+        return len(np.unique(self.units))
+
+    def present(self, mask: Bools) -> Bools:
+        """(..., unit) whether a unit has a model, of a mask (..., model)."""
+        _, unit = np.unique(self.units, return_inverse=True)
+        return np.asarray(mask @ np.eye(self.n_units, dtype=bool)[unit])
+
+    def limits(
+        self,
+        estimate: Floats,
+        again: Floats,
+        present: Bools,
+        *,
+        statistic: Statistic | None = None,
+    ) -> tuple[Floats, Floats]:
+        """Limits of estimates (...) by what they are in each draw (..., draw).
+
+        NaN of fewer than four units.
+
+        Parameters
+        ----------
+        present : (..., unit) which of them an estimate is of
+        statistic : whose limits these are; None for what is no coefficient, such as a difference
+            of two, which has no interval by `fisher` and gets that of the jackknife
+        """
+        drawn, without_one = np.split(again, [again.shape[-1] - self.n_units], axis=-1)
+        without_one = np.where(present, without_one, np.nan)  # without no one it is the estimate
+        count = np.count_nonzero(present, axis=-1)
+        if self.interval == "bca":
+            low, high = intervals.bca(estimate, drawn, without_one)
+        elif self.interval == "percentile":
+            low, high = intervals.percentile(drawn)
+        elif self.interval == "fisher" and statistic is not None:
+            low, high = intervals.fisher(estimate, count, statistic=statistic)
+        else:
+            low, high = intervals.jackknife(estimate, without_one, statistic=statistic)
+        few = (count < FEWEST_MODELS) | ~np.isfinite(estimate)
+        return np.where(few, np.nan, low), np.where(few, np.nan, high)
+
+
+def units_of(results: xr.Dataset) -> Indices:
+    """Number (model,) of what each model counts as one draw with.
+
+    Checkpoints of one run share their `lineage`, one method in two backbones its `method`; a model
+    of which neither is known is a unit by itself.
+    """
+    names = [str(name) for name in results["model"].values]
+    told = {
+        coord: [str(one) for one in results[coord].values]
+        for coord in ("method", "lineage")
+        if coord in results.coords
+    }
+    keys = [
+        next((f"{coord} {column[i]}" for coord, column in told.items() if column[i]), f" {name}")
+        for i, name in enumerate(names)
+    ]
+    return _numbered(keys)
+
+
+def clusters_of(results: xr.Dataset) -> Indices:
+    """Number (dataset,) of the cluster that each dataset belongs to, itself where none is told."""
+    names = [str(name) for name in results["dataset"].values]
+    if "cluster" not in results.coords:
+        return np.arange(len(names))
+    clusters = [str(one) for one in results["cluster"].values]
+    return _numbered([one or f" {name}" for one, name in zip(clusters, names, strict=True)])
+
+
+def _numbered(keys: list[str]) -> Indices:
+    places = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([places[key] for key in keys], dtype=np.intp)
+
+
+def draws_of(units: Indices, *, resamples: int, seed: int) -> Floats:
+    """(resamples + units, member): how often each member is drawn.
+
+    The first rows are draws of units with replacement, the last ones each leave one unit out, for
+    the jackknife and for `bca`.
+    """
+    _, unit = np.unique(units, return_inverse=True)
+    count = int(unit.max(initial=-1)) + 1
+    draws = np.random.default_rng(seed).integers(0, max(count, 1), (resamples, count))
+    places = draws + count * np.arange(resamples)[:, None]
     drawn = np.bincount(places.ravel(), minlength=draws.size).reshape(draws.shape)
-    return np.concatenate([drawn, 1 - np.eye(n_models)]).astype(float)
+    return np.concatenate([drawn, 1 - np.eye(count)]).astype(float)[:, unit]
 
 
-def mean_interval(values: Floats, *, resamples: int, seed: int) -> tuple[float, float, float]:
-    """Mean over models (model,) and its interval; a NaN is no model.
+def mean_interval(values: Floats, units: Indices) -> tuple[float, float, float]:
+    """Mean over models (model,) and its interval by the jackknife; a NaN is no model.
+
+    Where each model is a unit by itself, that is Student's t interval.
 
     Returns
     -------
-    mean, low, high : the limits are NaN of fewer than four models, the mean of none
+    mean, low, high : the limits are NaN of fewer than four units, the mean of no model
     """
-    values = values[np.isfinite(values)]
-    if not len(values):
+    known = np.isfinite(values)
+    if not known.any():
         return np.nan, np.nan, np.nan
-    mean = float(values.mean())
-    if len(values) < FEWEST_MODELS:
-        return mean, np.nan, np.nan
-    weights = draws_of_models(len(values), resamples=resamples, seed=seed)
-    again = weights @ values / weights.sum(axis=1)
-    return mean, *bca(mean, again[:resamples], again[resamples:])
+    scheme = Resampling(units[known])
+    weights = scheme.weights
+    with np.errstate(invalid="ignore"):  # without the one unit there is nothing is left
+        again = weights @ values[known] / weights.sum(axis=1)
+    mean = np.asarray(values[known].mean())
+    low, high = scheme.limits(mean, again, np.ones(scheme.n_units, dtype=bool))
+    return float(mean), float(low), float(high)
+
+
+def mean_of_seeds(values: Floats) -> Floats:
+    """Means over the last axis of what is there; NaN of nothing."""
+    known = np.isfinite(values)
+    count = known.sum(axis=-1)
+    return np.asarray(np.where(known, values, 0.0).sum(axis=-1) / np.where(count, count, np.nan))
+
+
+def redrawn_seeds(values: Floats, draws: int, seed: int) -> Iterator[Floats]:
+    """Means of values (..., seed) over the last axis, each time of seeds drawn anew in each cell.
+
+    With few seeds c, means of draws vary too little by (c - 1) / c, for which their deviations are
+    made up. A cell of one seed stays as it is.
+    """
+    rng = np.random.default_rng(seed)
+    known = np.isfinite(values)
+    count = known.sum(axis=-1)
+    ordered = np.take_along_axis(values, np.argsort(~known, axis=-1, kind="stable"), axis=-1)
+    mean = mean_of_seeds(values)
+    growth = np.sqrt(count / np.maximum(count - 1, 1))
+    for _ in range(draws):
+        place = np.floor(rng.random(values.shape) * count[..., None]).astype(np.intp)
+        taken = np.arange(values.shape[-1]) < count[..., None]
+        drawn = np.where(taken, np.take_along_axis(ordered, place, axis=-1), np.nan)
+        yield mean + growth * (mean_of_seeds(drawn) - mean)
+
+
+def spread_limits(estimate: Floats, draws: Floats) -> tuple[Floats, Floats]:
+    """Normal limits of estimates (...) by the standard deviation of draws (draw, ...)."""
+    half = ndtri(0.975) * draws.std(axis=0)
+    return np.maximum(estimate - half, -1.0), np.minimum(estimate + half, 1.0)
+
+
+def combined(estimate: Floats, limits: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+    """Limits by several independent sources at once, each with limits of its own.
+
+    Distances from the estimate add up as squares (MOVER; Zou, *Toward Using Confidence Intervals
+    to Compare Correlations*, 2007).
+    """
+    if len(limits) == 1:
+        return limits[0]
+    below = np.sqrt(sum((estimate - low) ** 2 for low, _ in limits))
+    above = np.sqrt(sum((high - estimate) ** 2 for _, high in limits))
+    return np.maximum(estimate - below, -1.0), np.minimum(estimate + above, 1.0)
 
 
 def mean_correlations(
-    values: Floats, first: Indices, second: Indices, weights: Floats, given: Bools
-) -> tuple[Floats, Floats]:  # fmt: skip
-    """Pearson and Spearman of pairs of series over models, averaged over datasets, in every draw.
+    values: Floats,
+    first: Indices,
+    second: Indices,
+    weights: Floats,
+    given: Bools,
+    *,
+    groups: Indices | None = None,
+) -> dict[Statistic, Floats]:
+    """Coefficients of pairs of series over models, averaged over datasets, in every draw.
 
     Parameters
     ----------
     values : (series, dataset, model) ; a coefficient is over the models that both have
     first, second : (pair,) the two series of each
-    weights : (draw, model) of `draws_of_models`. A weight of two is a model drawn twice
+    weights : (draw, model) of `draws_of`. A weight of two is a model drawn twice
     given : (pair, dataset) which datasets are averaged
+    groups : (model,) ; if given, coefficients are those within groups: values, or their ranks, less
+        the mean of their group (partial correlation given the group), and for Kendall's tau pairs
+        of one group alone
 
     Returns
     -------
-    pearson, spearman : (pair, draw) ; NaN where one dataset has no spread in the draw
+    `pearson`, `spearman`, `kendall` : (pair, draw) ; NaN where one dataset has no spread in the
+        draw, or no dataset is given
     """
-    found = np.zeros((2, len(first), len(weights)))
+    found = {name: np.zeros((len(first), len(weights))) for name in STATISTICS}
     finite = np.isfinite(values)
     for dataset in range(values.shape[1]):
         pairs = np.flatnonzero(given[:, dataset])
         both = finite[first[pairs], dataset] & finite[second[pairs], dataset]
         for rows, models in rows_alike(both):
             drawn = weights[:, models]
+            inside = _one_hot(None if groups is None else groups[models], len(models))
             a, i = np.unique(first[pairs[rows]], return_inverse=True)
             b, j = np.unique(second[pairs[rows]], return_inverse=True)
             sides = [values[side, dataset][:, models] for side in (a, b)]
-            for kind, prepare in enumerate((_deviations, _midranks)):
-                x, y = (_unit(prepare(side, drawn), drawn) for side in sides)
-                found[kind][pairs[rows]] += (x @ y.transpose(0, 2, 1))[:, i, j].T
+            kinds: tuple[tuple[Statistic, Any], ...]
+            kinds = ("pearson", _deviations), ("spearman", _midranks)
+            for name, prepare in kinds:
+                x, y = (_unit(prepare(side, drawn), drawn, inside) for side in sides)
+                found[name][pairs[rows]] += (x @ y.transpose(0, 2, 1))[:, i, j].T
+            found["kendall"][pairs[rows]] += _tau(sides[0], sides[1], i, j, drawn, inside)
     count = np.count_nonzero(given, axis=1)[:, None]
     with np.errstate(invalid="ignore"):  # 0 / 0 where no dataset is given
-        return found[0] / count, found[1] / count
+        # Clipped, since rounding may put a perfect correlation beside 1.
+        return {name: np.clip(total / count, -1.0, 1.0) for name, total in found.items()}
 
 
 def rows_alike(mask: Bools) -> Iterator[tuple[Indices, Indices]]:
@@ -88,10 +269,18 @@ def rows_alike(mask: Bools) -> Iterator[tuple[Indices, Indices]]:
         yield np.flatnonzero(kind.ravel() == number), np.flatnonzero(one)
 
 
+def _one_hot(groups: Indices | None, n_models: int) -> Floats:
+    """(model, group)."""
+    if groups is None:
+        return np.ones((n_models, 1))
+    return np.asarray(groups[:, None] == np.unique(groups), dtype=float)
+
+
 def _deviations(values: Floats, weights: Floats) -> Floats:
     """Values (series, model) as (1, series, model), in units of their own spread."""
     spread = np.ptp(values, axis=1, keepdims=True)
-    return np.asarray((values - values.mean(axis=1, keepdims=True)) / spread)[None]
+    with np.errstate(invalid="ignore", divide="ignore"):  # no spread, no coefficient
+        return np.asarray((values - values.mean(axis=1, keepdims=True)) / spread)[None]
 
 
 def _midranks(values: Floats, weights: Floats) -> Floats:
@@ -101,43 +290,38 @@ def _midranks(values: Floats, weights: Floats) -> Floats:
     return np.asarray(np.einsum("smo,do->dsm", order, weights, optimize=True))
 
 
-def _unit(values: Floats, weights: Floats) -> Floats:
-    """Values (draw, series, model) such that the product of two series is their correlation."""
+def _unit(values: Floats, weights: Floats, inside: Floats) -> Floats:
+    """Values (draw, series, model) such that the product of two series is their correlation.
+
+    `inside` (model, group) says which models a mean is taken over.
+    """
     weights = weights[:, None, :]
     with np.errstate(invalid="ignore", divide="ignore"):  # a draw may hold none of the models
-        apart = values - (weights * values).sum(-1, keepdims=True) / weights.sum(-1, keepdims=True)
+        means = ((weights * values) @ inside) / (weights @ inside)
+        # A group that is not drawn has no mean, and no weight either.
+        apart = values - np.where(np.isfinite(means), means, 0.0) @ inside.T
         square = (weights * apart * apart).sum(-1, keepdims=True)
         return np.asarray(
             np.sqrt(weights) * apart / np.sqrt(np.where(square > 1e-20, square, np.nan))
         )
 
 
-def limits(estimates: Floats, draws: Floats, resamples: int) -> Floats:
-    """Lower and upper limits (2, row) of estimates (row,) by draws (row, draw of models)."""
-    pairs = zip(estimates, draws, strict=True)
-    found = [bca(one, row[:resamples], row[resamples:]) for one, row in pairs]
-    return np.reshape(np.array(found, dtype=float), (len(estimates), 2)).T
+def _tau(x: Floats, y: Floats, i: Indices, j: Indices, weights: Floats, inside: Floats) -> Floats:
+    """Kendall's tau-b (pair, draw) of rows i of x with rows j of y, both (series, model).
 
-
-def bca(estimate: float, draws: Floats, without_one: Floats) -> tuple[float, float]:
-    """Bias-corrected and accelerated bootstrap interval (Efron 1987).
-
-    Parameters
-    ----------
-    estimate : of all models
-    draws : (resamples,) of models drawn with replacement; NaN where there was no estimate
-    without_one : (n_models,) of all but one model, for the acceleration
+    Two models of a draw count as often as one was drawn times the other; a model drawn twice is a
+    tie of both series with itself, which tau-b leaves out.
     """
-    draws = np.round(draws[np.isfinite(draws)], 12)  # what is equal shall not differ by rounding
-    if not draws.size:
-        return np.nan, np.nan
-    estimate = np.round(estimate, 12)
-    below = (np.mean(draws < estimate) + np.mean(draws <= estimate)) / 2
-    without_one = np.round(without_one[np.isfinite(without_one)], 12)
-    pull = without_one.mean() - without_one if without_one.size else np.zeros(1)
-    size = np.sum(pull**2) ** 1.5
-    acceleration = np.sum(pull**3) / (6 * size) if size > 0 else 0.0
-    bias = ndtri(np.clip(below, 0.5 / len(draws), 1 - 0.5 / len(draws)))
-    shifted = bias + ndtri(np.array([1 - CONFIDENCE, 1 + CONFIDENCE]) / 2)
-    low, high = np.quantile(draws, ndtr(bias + shifted / (1 - acceleration * shifted)))
-    return float(low), float(high)
+    one, other = np.nonzero(np.triu(inside @ inside.T, 1))
+    drawn = (weights[:, one] * weights[:, other]).T  # (pair of models, draw)
+    sides = [np.sign(side[:, one] - side[:, other]) for side in (x, y)]
+    untied = [np.abs(side) @ drawn for side in sides]
+    found = np.empty((len(i), len(weights)))
+    for start in range(0, len(i), _PAIRS_AT_ONCE):
+        some = slice(start, start + _PAIRS_AT_ONCE)
+        a, b = i[some], j[some]
+        with np.errstate(invalid="ignore"):  # all tied: no coefficient
+            found[some] = ((sides[0][a] * sides[1][b]) @ drawn) / np.sqrt(
+                untied[0][a] * untied[1][b]
+            )
+    return found

@@ -13,8 +13,8 @@ from matplotlib.transforms import ScaledTranslation
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from featstore.analysis.correlate import ENDS, Models, is_independent
-from featstore.analysis.resampling import Floats, mean_interval
+from featstore.analysis.resampling import Floats, mean_interval, units_of
+from featstore.analysis.selection import ENDS, Models, is_independent
 from featstore.analysis.style import (
     FAINT,
     INK,
@@ -94,20 +94,16 @@ def bn_displacement(
     *,
     baseline: str = "eval",
     models: Models = "independent",
-    resamples: int = 1000,
-    seed: int = 0,
 ) -> xr.Dataset:
     """How far each other BN mode of the backbone moves the features of models that have BatchNorm.
 
-    Per model, means over datasets; then means over models, with their 95 % bootstrap intervals
-    (BCa, models drawn).
+    Per model, means over datasets; then means over models, with their 95 % intervals over models.
 
     Parameters
     ----------
     found : Dataset with dims (dataset, model, bn_mode, other, other_mode), of `open_similarity()`
     baseline : BN mode that features are moved from
     models : whose mean is taken; "independent" leaves out early checkpoints and random weights
-    resamples : bootstrap draws of models ; seed : of these draws
 
     Returns
     -------
@@ -138,14 +134,14 @@ def bn_displacement(
     out = own.mean("dataset").assign(n_datasets=own["cka"].notnull().sum("dataset"))
     for name in ("cka", "displacement"):
         means = [
-            mean_interval(np.where(chosen, row, np.nan), resamples=resamples, seed=seed)
+            mean_interval(np.where(chosen, row, np.nan), units_of(found))
             for row in out[name].values
         ]
         columns = np.array(means, dtype=float).reshape(-1, 3).T
         for end, column in zip(ENDS, columns, strict=True):
             out[f"{name}_mean{end}"] = ("bn_mode", column)
     out["n_models"] = (out["cka"].notnull() & chosen).sum("model")
-    return out.assign_attrs(baseline=baseline, models=models, resamples=resamples, seed=seed)
+    return out.assign_attrs(baseline=baseline, models=models)
 
 
 def _clustered(cka: Floats) -> npt.NDArray[np.intp]:

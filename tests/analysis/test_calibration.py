@@ -20,7 +20,7 @@ def study(make_study):
 
 
 def test_errors_are_means_over_independent_models_of_their_means_over_datasets(study):
-    found = calibration_errors(study, resamples=50)
+    found = calibration_errors(study)
     assert "ncm" not in found["protocol"].values  # no probabilities
     assert "logme" not in found["protocol"].values
     for protocol in found["protocol"].values:
@@ -38,7 +38,7 @@ def test_what_stands_before_and_after_scaling_is_of_the_same_cells(study, name):
     study = study.copy(deep=True)
     study[name].loc[{"dataset": "set-0"}] = np.nan
     study[name][3, :, 0, 3] = np.nan
-    found = calibration_errors(study, resamples=50)
+    found = calibration_errors(study)
     late = study.isel(model=[i for i in range(9) if i != 2]).sel(bn_mode="eval")
     for protocol in found["protocol"].values:
         one, cells = found.sel(protocol=protocol), late.sel(protocol=protocol)
@@ -67,10 +67,10 @@ def test_a_temperature_that_changes_nothing_is_seen_to_change_nothing(make_study
 
 
 def test_what_is_transductive_of_calibration_is_marked(study):
-    found = calibration_errors(study, resamples=50)
+    found = calibration_errors(study)
     marked = found["protocol"].values[found["transductive"].values]
     assert marked.tolist() == ["knn-marks-zscore-own"]
-    assert calibration_errors(study, bn_mode="batch", resamples=50)["transductive"].all()
+    assert calibration_errors(study, bn_mode="batch")["transductive"].all()
     told = {name for name in found if found[name].attrs.get("transductive")}
     assert told == {"ece_scaled", "ece_scaled_low", "ece_scaled_high"}
 

@@ -9,8 +9,6 @@ from featstore.analysis.correlate import correlate_protocols
 from featstore.analysis.predict import expensive, predictors
 from featstore.reporting.facts import cheap_predictor
 
-QUICK = {"resamples": 60}
-
 
 @pytest.fixture(scope="module")
 def study(make_study):
@@ -18,7 +16,7 @@ def study(make_study):
 
 
 def test_protocols_come_in_the_order_of_their_rank_correlation(study):
-    found = predictors(study, "finetune-marks", **QUICK)
+    found = predictors(study, "finetune-marks")
     assert set(found["protocol"].values) == set(study["protocol"].values) - {"finetune-marks"}
     assert (np.diff(found["spearman"].values) <= 0).all()
     scores = study["score"].sel(bn_mode="eval")
@@ -37,9 +35,9 @@ def test_protocols_come_in_the_order_of_their_rank_correlation(study):
 
 
 def test_a_correlation_that_is_there_is_not_made_again(study):
-    table = correlate_protocols(study, by_dataset=False, resamples=30)
+    table = correlate_protocols(study, by_dataset=False)
     once = predictors(study, "logreg", correlations=table)
-    xr.testing.assert_identical(once, predictors(study, "logreg", resamples=30))
+    xr.testing.assert_identical(once, predictors(study, "logreg"))
     for end in ("", "_low", "_high"):
         column = table[f"pearson{end}"].sel(other="logreg", protocol=once["protocol"].values)
         np.testing.assert_array_equal(once[f"pearson{end}"].values, column.values)
@@ -48,18 +46,18 @@ def test_a_correlation_that_is_there_is_not_made_again(study):
 def test_a_protocol_without_cells_comes_last_and_costs_nothing_known(study):
     holed = study.copy(deep=True)
     holed["score"].loc[{"protocol": "ncm"}] = np.nan
-    found = predictors(holed, "finetune-marks", **QUICK)
+    found = predictors(holed, "finetune-marks")
     assert found["protocol"].values[-1] == "ncm"
     assert found["spearman"][-1].isnull()
     assert found["seconds"][-1].isnull()
 
 
 def test_the_best_cheap_one_takes_a_tenth_of_the_time_at_most(study):
-    found = predictors(study, "finetune-marks", **QUICK)
+    found = predictors(study, "finetune-marks")
     best = cheap_predictor(found)
     cheap = [n for n in found["protocol"].values if "finetune" not in n and "linear-m" not in n]
     assert best["protocol"] == cheap[0]
-    assert cheap_predictor(predictors(study, "rankme", **QUICK)) is None
+    assert cheap_predictor(predictors(study, "rankme")) is None
     seconds = np.full(found.sizes["protocol"], 0.11)
     seconds[3:5] = 0.1
     timed = found.assign(seconds=("protocol", seconds)).assign_attrs(seconds=1.0)

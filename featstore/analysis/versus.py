@@ -1,0 +1,165 @@
+"""Whether one protocol predicts another better than a third does."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import xarray as xr
+from scipy.stats import t
+
+from featstore.analysis.correlate import coefficients
+from featstore.analysis.resampling import (
+    FEWEST_MODELS,
+    STATISTICS,
+    Floats,
+    Resampling,
+    Statistic,
+    mean_correlations,
+    units_of,
+)
+from featstore.analysis.selection import (
+    Models,
+    Scale,
+    existing,
+    of_models,
+    scores_of,
+    transductive,
+)
+from featstore.kernels.correlate import steiger
+from featstore.kernels.testing import holm
+
+_NEAR_ONE = 1 - 1e-6  # Fisher's z of 1 is infinite
+
+
+def compare_predictors(
+    results: xr.Dataset,
+    target: str,
+    protocols: Sequence[str] = (),
+    *,
+    statistic: Statistic = "spearman",
+    scale: Scale = "raw",
+    models: Models = "independent",
+    bn_mode: str = "eval",
+    dataset: str | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Which protocol predicts the target better than which other one, tested as such.
+
+    Both correlations with the target are over the same models, so that their difference is surer
+    than either. Models are drawn, those of one lineage or method together, for both at once.
+
+    Parameters
+    ----------
+    results : Dataset with dims (model, dataset, bn_mode, protocol), of `open_results()`
+    target : protocol that is predicted
+    protocols : that are compared; of none all others
+    statistic : `pearson`, `spearman` or `kendall`
+    scale, models, bn_mode : as in `correlate_protocols`
+    dataset : a single one; else differences are means over the datasets that all three have
+    resamples, seed : bootstrap draws of models
+
+    Returns
+    -------
+    Dataset with dims (protocol, other)
+        `difference` of the correlation with the target, protocol's minus other's; `low` and `high`
+        of its 95 % interval by the paired bootstrap (BCa); `p` of no difference, two-sided, by the
+        bootstrap's standard error and Student's t with one degree of freedom less than there are
+        units; `p_holm`, adjusted so that of all pairs one is wrongly called different in at most a
+        twentieth of studies; `n` models, `n_datasets`. With `pearson` on one dataset, also
+        `p_steiger`, of Steiger's test, which takes models as independent and normal. Where three
+        protocols share fewer than four models, or units, there are no numbers.
+
+    Raises
+    ------
+    ValueError
+        A protocol or another name does not exist, or fewer than two are compared.
+    """
+    known = [str(name) for name in results["protocol"].values]
+    existing("target", target, known)
+    existing("statistic", statistic, STATISTICS)
+    names = [existing("protocols", name, known) for name in protocols] or known
+    names = [name for name in dict.fromkeys(names) if name != target]
+    if len(names) < 2:
+        raise ValueError(f"protocols must be two or more besides {target}, got {names}")
+    results = of_models(results, models)
+    scores = scores_of(results, scale=scale, bn_mode=bn_mode)
+    if dataset is not None:
+        scores = scores.sel(dataset=[existing("dataset", dataset, scores["dataset"].values)])
+    scores = scores.mean("seed") if "seed" in scores.dims else scores
+    cells = scores.sel(protocol=[*names, target]).transpose("protocol", "dataset", "model").values
+    scheme = Resampling(units_of(results), "bca", resamples, seed)
+
+    # Pairs that share their cells with the target share its draws as well.
+    finite = np.isfinite(cells)
+    alike = defaultdict(list)
+    for i, j in combinations(range(len(names)), 2):
+        alike[(finite[i] & finite[j] & finite[-1]).tobytes()].append((i, j))
+    columns = ("difference", "low", "high", "p", "n", "n_datasets", "p_steiger")
+    out = {key: np.full((len(names), len(names)), np.nan) for key in columns}
+    for pairs in alike.values():
+        for (i, j), found in _differences(cells, pairs, scheme, statistic).items():
+            for key, value in found.items():
+                out[key][i, j] = out[key][j, i] = value
+            out["difference"][j, i] *= -1
+            out["low"][j, i], out["high"][j, i] = -out["high"][i, j], -out["low"][i, j]
+    upper = np.triu_indices(len(names), 1)
+    adjusted = np.full((len(names), len(names)), np.nan)
+    adjusted[upper] = adjusted.T[upper] = holm(out["p"][upper])
+    if statistic != "pearson" or scores.sizes["dataset"] > 1:
+        del out["p_steiger"]
+    told = {"target": target, "statistic": statistic, "scale": scale, "models": models}
+    return xr.Dataset(
+        {
+            key: (("protocol", "other"), square)
+            for key, square in (out | {"p_holm": adjusted}).items()
+        },
+        {"protocol": names, "other": names} | transductive(results.sel(protocol=names), bn_mode),
+        told | {"bn_mode": bn_mode, "resamples": resamples, "seed": seed},
+    )
+
+
+def _differences(
+    cells: Floats, pairs: Sequence[tuple[int, int]], scheme: Resampling, statistic: Statistic
+) -> dict[tuple[int, int], dict[str, float]]:
+    """Numbers of pairs of protocols that have the same cells in common with the target.
+
+    Cells are (protocol, dataset, model), those of the target last.
+    """
+    i, j = pairs[0]
+    there = np.isfinite(cells[[i, j, -1]]).all(axis=0)
+    used = np.unique(pairs)
+    first = np.array([*used, *(a for a, _ in pairs)])
+    second = np.array([len(cells) - 1] * len(used) + [b for _, b in pairs])
+    single = coefficients(np.where(there, cells, np.nan), first, second)
+    enough = np.asarray(np.isfinite(single[statistic][: len(used)]).all(axis=0))
+    present = scheme.present(np.asarray((there & enough[:, None]).any(axis=0)))
+    told = {"n": float(single["n"].max(initial=0)), "n_datasets": float(enough.sum())}
+    if np.count_nonzero(present) < FEWEST_MODELS:
+        return dict.fromkeys(pairs, told)
+    told["n"] = float(single["n"][0, enough].min())
+    cells = np.where(there, cells, np.nan)
+    given = np.tile(enough, (len(used), 1))
+    r = single[statistic][:, enough].mean(axis=1)
+    again = mean_correlations(cells, used, second[: len(used)], scheme.weights, given)[statistic]
+    # The p-value is on Fisher's scale, where the spread of r does not depend on r.
+    z, drawn = (np.arctanh(np.clip(one, -_NEAR_ONE, _NEAR_ONE)) for one in (r, again))
+    place = {int(one): number for number, one in enumerate(used)}
+    found = {}
+    for number, (i, j) in enumerate(pairs):
+        a, b = place[i], place[j]
+        apart = np.asarray(r[a] - r[b])
+        low, high = scheme.limits(apart, again[a] - again[b], present)
+        error = np.nanstd(drawn[a, : scheme.resamples] - drawn[b, : scheme.resamples])
+        size = abs(z[a] - z[b]) / error if error else 0.0 if z[a] == z[b] else np.inf
+        p = 2 * t.sf(size, np.count_nonzero(present) - 1)
+        found[i, j] = told | {
+            "difference": float(apart), "low": float(low), "high": float(high), "p": float(p)
+        }  # fmt: skip
+        if statistic == "pearson" and enough.sum() == 1:
+            between = r[len(used) + number]
+            found[i, j]["p_steiger"] = float(steiger(r[a], r[b], between, int(told["n"]))[1])
+    return found

@@ -17,6 +17,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 SHADES = {"YlGnBu": "y", "Blues": "b", "RdBu": "r"}
 """Colour maps of the report's tables, and what the classes of their steps begin with."""
 _STEPS = 48
+_CONTRAST = 4.5  # of text, WCAG 2.2, 1.4.3 (AA); on every colour white or black has it
 INK, FAINT, PAPER, GREY = "#22303c", "#8a949e", "#f0f1f3", "#999999"
 
 
@@ -40,11 +41,13 @@ def colour_floor(values: Any) -> float:
 
 
 def ink_on(paper: Any) -> str:
-    """White or dark, whichever stands out more from a colour (r, g, b, ...) by WCAG 2."""
+    """White, dark or black: the first that stands out enough from a colour (r, g, b, ...)."""
     share = np.array([*paper[:3], *to_rgb(INK)]).reshape(2, 3)
     linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
     ground, ink = linear @ [0.2126, 0.7152, 0.0722] + 0.05
-    return "white" if 1.05 / ground > ground / ink else INK
+    if 1.05 / ground >= _CONTRAST:
+        return "white"
+    return INK if ground / ink >= _CONTRAST else "black"
 
 
 def shades(values: Any, colours: str, low: float, high: float) -> list[list[str]]:

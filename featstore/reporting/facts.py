@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from featstore.analysis.correlate import is_independent, shares
 from featstore.analysis.plots import mode_label, protocol_label
+from featstore.analysis.selection import is_independent, shares
 
 LINEAR_FORMS = {  # what follows linear-marks in a name, and what it says
     "-1view": "off the store; the head is trained on one embedding of each image, that of its "
@@ -86,13 +86,49 @@ def bn_shift(results: xr.Dataset, baseline: str) -> list[dict[str, Any]]:
     return rows
 
 
+def without_score(results: xr.Dataset) -> xr.DataArray:
+    """Cells that were recorded, and found no score, as of a training that diverged."""
+    return results["score"].isnull() & results["n_test"].notnull()
+
+
+def failed(results: xr.Dataset, counted: xr.DataArray) -> list[dict[str, Any]]:
+    """Cells without a score that were recorded, those that count once."""
+    dims = ("protocol", "bn_mode", "model", "dataset")
+    cells = (without_score(results) & counted).transpose(*dims)
+    names = [cells[dim].values for dim in dims]
+    seconds = results["seconds"].transpose(*dims).values
+    rows = []
+    for place in np.argwhere(cells.values):
+        at = tuple(place.tolist())
+        row = {dim: str(own[i]) for dim, own, i in zip(dims, names, at, strict=True)}
+        row["bn_mode"] = mode_label(row["bn_mode"])
+        rows.append(row | {"seconds": float(seconds[at])})
+    return rows
+
+
+def unconverged(results: xr.Dataset, counted: xr.DataArray) -> list[dict[str, Any]]:
+    """Protocols with fits that stopped before they converged, and in how many cells of all."""
+    if "converged" not in results:
+        return []
+    share = results["converged"].where(counted & results["score"].notnull())
+    stopped = (share < 1).sum(["model", "dataset", "bn_mode"])
+    of = share.notnull().sum(["model", "dataset", "bn_mode"])
+    columns = (stopped["protocol"].values, stopped.values.tolist(), of.values.tolist())
+    return [
+        {"protocol": str(name), "cells": cells, "of": every}
+        for name, cells, every in zip(*columns, strict=True)
+        if cells
+    ]
+
+
 def gaps(results: xr.Dataset, baseline: str) -> list[tuple[str, str, str, str, int]]:
     """Missing cells as (model, dataset, BN modes, protocols, how many), like ones in one row.
 
-    BN modes and protocols have a dagger where they are transductive.
+    Those that were recorded without a score are not missing. BN modes and protocols have a dagger
+    where they are transductive.
     """
     dims = ("protocol", "bn_mode", "model", "dataset")
-    missing = results["score"].isnull().transpose(*dims)
+    missing = (results["score"].isnull() & ~without_score(results)).transpose(*dims)
     asked = counted(results, baseline).broadcast_like(missing).transpose(*dims).values
     protocols = [str(name) for name in missing["protocol"].values]
     modes = [str(name) for name in missing["bn_mode"].values]

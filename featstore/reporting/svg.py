@@ -75,4 +75,6 @@ def _for_page(text: str, name: str, alt: str) -> str:
     points = re.search(r'width="([0-9.]+)pt"', text)
     width = f"{float(points[1]) * 4 / 3:.0f}" if points else "600"  # in CSS pixels
     text = re.sub(r'width="[^"]*pt" height="[^"]*pt"', f'style="--width: {width}px"', text, count=1)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1)
+    return text.replace(
+        "<svg ", f'<svg role="img" aria-label="{escape(alt)}" data-name="{prefix}" ', 1
+    )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from featstore.analysis.calibration import SCALED
-from featstore.analysis.correlate import ENDS, STATISTICS, is_independent
+from featstore.analysis.resampling import STATISTICS
+from featstore.analysis.selection import ENDS, is_independent
 from featstore.analysis.style import shades
+from featstore.reporting.numbers import coefficient, percent
 
 Rows = list[dict[str, Any]]
 
@@ -28,32 +30,53 @@ def ranking_rows(ranking: xr.Dataset) -> Rows:
 
 
 def heat_rows(results: xr.Dataset, protocol: str, bn_mode: str) -> Rows:
-    """A model each, its `cells` (score, shade) by dataset; `stage` is "" of independent models."""
-    cells = results["score"].sel(protocol=protocol, bn_mode=bn_mode)
-    values = cells.transpose("model", "dataset").values
+    """A model each, its `cells` (score, shade, value, interval) by dataset, all as text.
+
+    `stage` is "" of independent models.
+    """
+    cells = results[["score", "low", "high"]].sel(protocol=protocol, bn_mode=bn_mode)
+    values, *limits = (
+        cells[name].transpose("model", "dataset").values for name in ("score", "low", "high")
+    )
     low, high = np.nanmin(values), np.nanmax(values)
     shade = shades(values, "YlGnBu", low, max(high, low + 0.01))
     # Not by NumPy: strings may be of a kind that not all of it takes.
     own = zip(is_independent(results).values, results["stage"].values, strict=True)
     stages = ["" if independent else str(stage) for independent, stage in own]
+    columns = (values.tolist(), shade, *(end.tolist() for end in limits))
     return [
-        {"model": model, "stage": stage, "cells": list(zip(*row, strict=True))}
-        for model, stage, *row in zip(
-            cells["model"].values.tolist(), stages, values.tolist(), shade, strict=True
-        )
+        {
+            "model": model,
+            "stage": stage,
+            "cells": [
+                (percent(one), colour, f"{one:.6g}", _interval(low, high, percent))
+                for one, colour, low, high in zip(*row, strict=True)
+            ],
+        }
+        for model, stage, *row in zip(cells["model"].values.tolist(), stages, *columns, strict=True)
     ]
 
 
 def map_rows(correlations: xr.Dataset, statistic: str, lowest: float) -> Rows:
-    """A protocol each, its `cells` (coefficient, shade) by protocol."""
-    values = correlations[statistic].transpose("protocol", "other").values
+    """A protocol each, its `cells` (coefficient, shade, interval and models) by protocol."""
+    square = correlations.transpose("protocol", "other", ...)
+    values = square[statistic].values
     shade = shades(values, *(("RdBu", -1.0, 1.0) if lowest < 0 else ("Blues", lowest, 1.0)))
-    return [
-        {"protocol": name, "cells": list(zip(*row, strict=True))}
-        for name, *row in zip(
-            correlations["protocol"].values.tolist(), values.tolist(), shade, strict=True
-        )
+    columns = [
+        values,
+        *(square[f"{statistic}{end}"].values for end in ENDS[1:]),
+        square["n"].values,
     ]
+    rows: Rows = []
+    for name, colours, *row in zip(
+        square["protocol"].values.tolist(), shade, *(c.tolist() for c in columns), strict=True
+    ):
+        cells = [
+            (value, colour, f"{_interval(low, high, coefficient)} n = {n:.0f}".strip())
+            for colour, value, low, high, n in zip(colours, *row, strict=True)
+        ]
+        rows.append({"protocol": name, "cells": cells})
+    return rows
 
 
 def pair_rows(tables: Sequence[xr.Dataset]) -> Rows:
@@ -76,6 +99,21 @@ def predictor_rows(found: xr.Dataset) -> Rows:
     """A protocol of `predictors` each."""
     rows = _columns(found, ["protocol", "n", "n_datasets", "seconds"])
     return _with_ends(rows, found, STATISTICS)
+
+
+def domain_rows(found: xr.Dataset, of_all: xr.Dataset | None) -> Rows:
+    """A protocol of `correlate_domains` each, its `cells` by dataset, and its means.
+
+    Parameters
+    ----------
+    of_all : the same of all models, for a last column
+    """
+    rows = _with_ends(_columns(found, ["protocol"]), found, ["pearson_mean"])
+    cells = _ends(found.transpose("protocol", "dataset", ...), "pearson").tolist()
+    last = _ends(of_all, "pearson_mean").tolist() if of_all is not None else [None] * len(rows)
+    for row, own, mean in zip(rows, cells, last, strict=True):
+        row |= {"mean": row.pop("pearson_mean"), "cells": own, "mean_of_all": mean}
+    return rows
 
 
 def calibration_rows(found: xr.Dataset) -> Rows:
@@ -138,6 +176,55 @@ def moved_rows(found: xr.Dataset) -> dict[str, dict[str, Any]]:
     rows = _columns(found, ["bn_mode", "n_models"])
     rows = _with_ends(rows, found, ("displacement_mean", "cka_mean"))
     return {row["bn_mode"]: row for row in rows if row["n_models"]}
+
+
+def described_rows(results: xr.Dataset, dim: str) -> tuple[Rows, Rows]:
+    """What results say of each model, dataset or protocol: columns, and a row each."""
+    coords = {
+        str(name).removeprefix("n_").replace("_", " ").capitalize(): own.values
+        for name, own in results.coords.items()
+        # What begins like this tells which protocols are twins, by digests that nobody reads.
+        if own.dims == (dim,) and name != dim and not str(name).startswith("without_")
+    }
+    if dim == "dataset":
+        others = [name for name in results["n_test"].dims if name != dim]
+        coords["Test images"] = results["n_test"].max(others).values
+        coords["Models that saw it in pretraining"] = results["seen_in_pretraining"].sum("model")
+    columns = [
+        {"title": title, "number": np.asarray(own).dtype.kind in "iuf"}
+        for title, own in coords.items()
+    ]
+    texts = [
+        np.asarray(own).tolist() if column["number"] else [_word(one) for one in own]
+        for column, own in zip(columns, coords.values(), strict=True)
+    ]
+    names = [str(name) for name in results[dim].values]
+    rows = [
+        {"name": name, "cells": list(cells)} for name, *cells in zip(names, *texts, strict=True)
+    ]
+    return columns, rows
+
+
+def digest_rows(results: xr.Dataset) -> Rows:
+    """A model and dataset each that has features, its `cells` their digests by BN mode."""
+    if "features_digest" not in results:
+        return []
+    digests = results["features_digest"].transpose("model", "dataset", "bn_mode")
+    return [
+        {"model": str(model), "dataset": str(dataset), "cells": [str(one)[:12] for one in cells]}
+        for model, own in zip(digests["model"].values, digests.values, strict=True)
+        for dataset, cells in zip(digests["dataset"].values, own, strict=True)
+        if any(map(str, cells))
+    ]
+
+
+def _word(value: Any) -> str:
+    """A name, or of a flag whether it is set."""
+    return ("yes" if value else "no") if isinstance(value, bool | np.bool_) else str(value)
+
+
+def _interval(low: float, high: float, show: Callable[[float], str]) -> str:
+    return f"[{show(low)}, {show(high)}]" if np.isfinite(low) else ""
 
 
 def _columns(table: xr.Dataset, names: Sequence[str]) -> Rows:

@@ -1,0 +1,62 @@
+"""Numbers as people write them; a dash where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+DASH = "–"
+
+
+def percent(value: float) -> str:
+    """A score as a percentage without its sign: 0.8421 -> 84.2."""
+    return f"{100 * value:.1f}" if np.isfinite(value) else DASH
+
+
+def signed(value: float) -> str:
+    """A difference of scores in points: -0.012 -> −1.2."""
+    return f"{round(100 * value, 1) + 0:+.1f}".replace("-", "−") if np.isfinite(value) else DASH
+
+
+def coefficient(value: float) -> str:
+    """A coefficient of correlation with two decimals."""
+    return f"{round(value, 2) + 0:.2f}".replace("-", "−") if np.isfinite(value) else DASH
+
+
+def signed_coefficient(value: float) -> str:
+    """A difference of coefficients: -0.5 -> −0.50."""
+    return f"{round(value, 2) + 0:+.2f}".replace("-", "−") if np.isfinite(value) else DASH
+
+
+def tenths(value: float) -> str:
+    """A number with one decimal."""
+    return f"{value:.1f}" if np.isfinite(value) else DASH
+
+
+def count(value: float) -> str:
+    """A whole number with its thousands apart: 10000 -> 10,000."""
+    return f"{value:,.0f}" if np.isfinite(value) else DASH
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them."""
+    if not np.isfinite(seconds):
+        return DASH
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.{2 if seconds < 1 else 1 if seconds < 10 else 0}f} s"
+
+
+FILTERS: dict[str, Callable[[Any], str]] = {
+    "percent": percent,
+    "signed": signed,
+    "r": coefficient,
+    "signed_r": signed_coefficient,
+    "tenths": tenths,
+    "count": count,
+    "time": duration,
+}
+"""By the names that templates know them by."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from featstore.analysis.correlate import ENDS, Models
 from featstore.analysis.predict import predictors
 from featstore.analysis.resampling import Bools, Floats
+from featstore.analysis.selection import ENDS, Models
 
 
 def pareto(
@@ -17,8 +17,6 @@ def pareto(
     models: Models = "independent",
     bn_mode: str = "eval",
     reliability: float = 1.0,
-    resamples: int = 1000,
-    seed: int = 0,
     correlations: xr.Dataset | None = None,
 ) -> xr.Dataset:
     """All other protocols by what they cost and how well they rank models as the target does.
@@ -30,7 +28,7 @@ def pareto(
     reliability : Spearman's correlation of the target with itself measured anew, by another seed
         or on other test images, in 0..1. No more than about its square root is to be had of
         anything that errs by itself (Spearman 1904)
-    models, bn_mode, resamples, seed, correlations : as in `predictors`
+    models, bn_mode, correlations : as in `predictors`
 
     Returns
     -------
@@ -48,10 +46,7 @@ def pareto(
     """
     if not 0 < reliability <= 1:
         raise ValueError(f"reliability must lie above 0 and not above 1, got {reliability}")
-    found = predictors(
-        results, target, models=models, bn_mode=bn_mode, resamples=resamples, seed=seed,
-        correlations=correlations,
-    )  # fmt: skip
+    found = predictors(results, target, models=models, bn_mode=bn_mode, correlations=correlations)
     for end in ENDS:
         found[f"share_ranking{end}"] = found[f"spearman{end}"] / reliability
     found["share_seconds"] = found["seconds"] / found.attrs["seconds"]

@@ -10,17 +10,12 @@ import numpy.typing as npt
 import xarray as xr
 
 from featstore.analysis.compare import mean
-from featstore.analysis.correlate import Models, existing, metrics_of, of_models, shares
-from featstore.analysis.odds import log_odds
 from featstore.analysis.resampling import FEWEST_MODELS, Bools, Floats, Indices
+from featstore.analysis.selection import ENDS, Models, existing, of_models, scores_of, shares
 from featstore.kernels.strata import difference_within, permute_within, t_interval
 
 _NUMBERS = (
-    *(
-        f"{name}{end}"
-        for name in ("pooled", "within", "explained")
-        for end in ("", "_low", "_high")
-    ),
+    *(f"{name}{end}" for name in ("pooled", "within", "explained") for end in ENDS),
     *("p", "p_smallest", "n_arrangements", "exact", "n", "n_within"),
 )
 
@@ -83,24 +78,24 @@ def family_gap(
     ValueError
         A coordinate, group, metric, BN mode, scale or choice of models does not exist.
     """
-    existing("metric", metric, metrics_of(results))
-    existing("bn_mode", bn_mode, results["bn_mode"].values)
     existing("scale", scale, ["raw", "logit"])
     results = shares(of_models(results, models))
+    values = scores_of(results, metric=metric, scale=scale, bn_mode=bn_mode)
     coordinates = [str(name) for name in results.coords if results[name].dims == ("model",)]
-    group = _told(results, existing("attribute", attribute, coordinates))
+    existing("attribute", attribute, coordinates)
     existing("hold", hold, coordinates)
     if len({*groups}) != 2:
         raise ValueError(f"groups must be two different values of {attribute}, got {groups}")
+    group, taught = (_told(results, name) for name in (attribute, "teacher"))
+    stays = (taught != "clip") | (not without_clip)
     for one in groups:
-        existing("groups", one, sorted({*group.tolist()}))
-    chosen = np.isin(group, groups) & ~((_told(results, "teacher") == "clip") & without_clip)
-    cells = results.sel(bn_mode=bn_mode, drop=True).isel(model=chosen)
-    values = log_odds(cells[metric], cells.get("n_test")) if scale == "logit" else cells[metric]
+        existing("groups", one, sorted({*group[stays].tolist()}))
+    chosen = stays & np.isin(group, groups)
+    cells = values.isel(model=chosen)
     facts = [_told(cells, name) for name in (attribute, hold, "teacher")]
     scores, place = _by_run(
-        values.transpose("protocol", "dataset", "model").values,
-        np.stack([*facts, _told(cells, "lineage", cells["model"].values)], axis=1),
+        cells.transpose("protocol", "dataset", "model").values,
+        np.stack([*facts, _told(cells, "lineage", _told(cells, "model"))], axis=1),
     )
     first = place[:, 0] == groups[0]
     names, stratum = np.unique(place[:, 1], return_inverse=True)
@@ -133,11 +128,13 @@ def family_gap(
     )  # fmt: skip
 
 
-def _told(results: xr.Dataset, name: str, otherwise: npt.ArrayLike = "") -> npt.NDArray[Any]:
-    """What a coordinate says of each model (model,), or something else where there is none."""
-    values = results[name].values if name in results.coords else otherwise
-    values = np.broadcast_to(values, results.sizes["model"])
-    return np.array([str(one) for one in values])
+def _told(
+    results: xr.Dataset | xr.DataArray, name: str, otherwise: npt.ArrayLike = ""
+) -> npt.NDArray[np.str_]:
+    """What a coordinate says of each model (model,), or something else where it says nothing."""
+    values = results[name].values if name in results.coords else [""] * results.sizes["model"]
+    told = np.array([str(one) for one in values])
+    return np.where(told == "", otherwise, told)
 
 
 def _by_run(scores: Floats, facts: npt.NDArray[Any]) -> tuple[Floats, npt.NDArray[Any]]:

@@ -14,8 +14,8 @@ import xarray as xr
 from scipy.special import comb as combs
 
 from featstore.analysis.compare import mean
-from featstore.analysis.correlate import Models, existing, metrics_of, of_models
 from featstore.analysis.resampling import FEWEST_MODELS, Floats
+from featstore.analysis.selection import Models, existing, metrics_of, of_models
 from featstore.kernels.correlate import kendall, rank_data, spearman
 
 SETTLED = 0.95

@@ -8,8 +8,6 @@ from featstore.analysis.correlate import correlate_protocols
 from featstore.analysis.cost import front, pareto
 from featstore.analysis.predict import predictors
 
-QUICK = {"resamples": 40}
-
 
 @pytest.fixture(scope="module")
 def study(make_study):
@@ -44,8 +42,8 @@ def test_nothing_is_on_the_front_of_nothing():
 
 
 def test_protocols_come_by_cost_with_their_share_of_ranking_and_seconds(study):
-    found = pareto(study, "finetune-marks", reliability=0.8, **QUICK)
-    known = predictors(study, "finetune-marks", **QUICK).sel(protocol=found["protocol"])
+    found = pareto(study, "finetune-marks", reliability=0.8)
+    known = predictors(study, "finetune-marks").sel(protocol=found["protocol"])
     assert (np.diff(found["seconds"].values) >= 0).all()
     for end in ("", "_low", "_high"):
         np.testing.assert_array_equal(found[f"spearman{end}"], known[f"spearman{end}"])
@@ -60,9 +58,9 @@ def test_protocols_come_by_cost_with_their_share_of_ranking_and_seconds(study):
 
 
 def test_correlations_that_are_there_are_not_made_again(study):
-    table = correlate_protocols(study, by_dataset=False, resamples=30)
+    table = correlate_protocols(study, by_dataset=False)
     once = pareto(study, "logreg", correlations=table)
-    xr.testing.assert_identical(once, pareto(study, "logreg", resamples=30))
+    xr.testing.assert_identical(once, pareto(study, "logreg"))
     column = table["spearman"].sel(other="logreg", protocol=once["protocol"].values)
     np.testing.assert_array_equal(once["share_ranking"].values, column.values)
 
@@ -70,7 +68,7 @@ def test_correlations_that_are_there_are_not_made_again(study):
 def test_a_protocol_without_cells_is_last_and_not_efficient(study):
     holed = study.copy(deep=True)
     holed["score"].loc[{"protocol": "rankme"}] = np.nan  # the cheapest
-    found = pareto(holed, "finetune-marks", **QUICK)
+    found = pareto(holed, "finetune-marks")
     assert found["protocol"].values[-1] == "rankme"
     assert not found["efficient"].values[-1]
     assert np.isnan(found["share_ranking"].values[-1])

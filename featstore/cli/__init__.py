@@ -8,6 +8,7 @@ import typer
 
 from featstore.cli import (
     catalogues,
+    compare,
     convert,
     finetune,
     output,
@@ -22,7 +23,8 @@ from featstore.cli.terminal import InterruptedRunError
 from featstore.errors import FeatStoreError, UnknownNameError
 
 _ORDER = (
-    *("plan", "extract", "probe", "finetune", "similarity", "report", "import", "export"),
+    *("plan", "extract", "probe", "finetune", "similarity", "report", "compare"),
+    *("import", "export"),
     *("models", "datasets", "protocols", "convert"),
     *("ls", "verify", "why", "rm"),
 )
@@ -53,6 +55,7 @@ def main() -> None:
 __all__ = [
     "app",
     "catalogues",
+    "compare",
     "convert",
     "finetune",
     "main",

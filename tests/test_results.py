@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 import featstore
@@ -214,6 +216,7 @@ def put_measured(root, name, seed=0, *, model="m", forget=False):
         del found.certificate["reliability"]
     cell = Cell(model, "d", "eval", name, seed, "a" * 64)
     made = {"metrics": found.metrics, "certificate": found.certificate, "splits": {}}
+    made["headline"] = next(iter(found.metrics))
     made["n_categories"] = 4
     record(root, cell, facts(0.5) | made, found.outcomes)
     return found
@@ -476,11 +479,164 @@ def test_a_damaged_record_is_named(tmp_path):
     path = put(tmp_path / "r", 0.5).path(tmp_path / "r")
     text = path.read_text()
     path.write_text(text[:50])
-    with pytest.raises(CorruptStoreError, match=f"{path} is no record"):
+    with pytest.raises(CorruptStoreError, match=f"{path} cannot be read .*--skip-errors"):
         featstore.open_results(tmp_path / "r")
-    path.write_text(text.replace('"format": 2', '"format": 9'))
-    with pytest.raises(StoreMismatchError, match="format version 9"):
+    path.write_text("[1, 2]")
+    with pytest.raises(CorruptStoreError, match=f"{path} holds no JSON object"):
         featstore.open_results(tmp_path / "r")
+
+
+@pytest.mark.parametrize(("version", "next_step"), [
+    (9, "A newer featstore is needed"), (1, "Use the featstore that wrote it, or probe again"),
+])  # fmt: skip
+def test_records_of_another_format_version_say_what_to_do(tmp_path, version, next_step):
+    path = put(tmp_path / "r", 0.5).path(tmp_path / "r")
+    path.write_text(path.read_text().replace('"format": 2', f'"format": {version}'))
+    for skip_errors in (False, True):  # they are not damaged
+        with pytest.raises(StoreMismatchError, match=f"format version {version}.* {next_step}"):
+            featstore.open_results(tmp_path / "r", skip_errors=skip_errors)
+
+
+@pytest.mark.parametrize(("change", "fault"), [
+    ({"format": True}, "its 'format' is True"),
+    ({"seed": "0"}, "its 'seed' is '0'"),
+    ({"model": "other"}, "it is of another place, other/d/eval/knn-marks/0-aaaaaaaaaaaa.json"),
+    ({"model": "x" * 300}, "takes 300 bytes in a path"),
+    ({"bn_mode": "evil"}, "its BN mode is 'evil'"),
+    ({"headline": "top9"}, "its headline 'top9' is none of its metrics"),
+    ({"n_test": "twenty"}, "its 'n_test' is 'twenty'"),
+    ({"seconds": 10**400}, "its 'seconds' is 1000"),
+    ({"metrics": {"top1": 0.5}}, "its metric 'top1' is 0.5"),
+    ({"metrics": {"top1": {"value": "0.5", "low": 0, "high": 1}}}, "its metric 'top1' is {'value'"),
+    ({"certificate": {"converged": "yes"}}, "its 'converged' is 'yes'"),
+    ({"certificate": {"reliability": [1]}}, "its 'reliability' is"),
+    ({"certificate": {"reliability": {"count": [], "confidence": [], "accuracy": []}}},
+     "its reliability's 'count' is"),
+    ({"model_info": {"pretraining": []}}, "its model_info's 'bn_free' is missing"),
+    ({"splits": {"test": 1}}, "its 'splits' is {'test': 1}"),
+])  # fmt: skip
+def test_a_record_that_says_the_wrong_thing_is_named_with_what_it_says(tmp_path, change, fault):
+    path = put(tmp_path / "r", 0.5).path(tmp_path / "r")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CorruptStoreError) as raised:
+        featstore.open_results(tmp_path / "r")
+    assert str(path) in str(raised.value)
+    assert fault in str(raised.value)
+
+
+def test_each_field_that_a_record_lacks_is_named(tmp_path):
+    put_measured(tmp_path / "r", "logreg")
+    (path,) = (tmp_path / "r").rglob("*.json")
+    whole = json.loads(path.read_text())
+    for name in whole:
+        path.write_text(json.dumps({key: value for key, value in whole.items() if key != name}))
+        with pytest.raises(CorruptStoreError, match=f"'{name}' is (missing|None)"):
+            featstore.open_results(tmp_path / "r")
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory):
+    """Folder of one record, its path, and its bytes."""
+    root = tmp_path_factory.mktemp("spoilt") / "r"
+    put_measured(root, "logreg")
+    (path,) = root.rglob("*.json")
+    return root, path, path.read_bytes()
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), cut=st.booleans())
+def test_no_truncated_or_flipped_record_ends_in_a_traceback(spoilt, data, cut):
+    root, path, whole = spoilt
+    at = data.draw(st.integers(0, len(whole) - 1))
+    spoilt_bytes = bytearray(whole)
+    if cut:
+        del spoilt_bytes[at:]
+    else:
+        spoilt_bytes[at] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(spoilt_bytes)
+    try:
+        found = featstore.open_results(root)
+    except FeatStoreError as error:
+        assert str(path) in str(error)  # noqa: PT017  # it need not be raised: a digit may change
+    else:
+        assert not cut or at == len(whole) - 1
+        assert found["score"].size == 1
+
+
+def test_damaged_records_are_left_out_if_told_and_counted(tmp_path, caplog):
+    put(tmp_path / "r", 0.5, model="a")
+    bad = put(tmp_path / "r", 0.7, model="b").path(tmp_path / "r")
+    bad.write_text("{")
+    with caplog.at_level("WARNING"):
+        found = featstore.open_results(tmp_path / "r", skip_errors=True)
+    assert found["model"].values.tolist() == ["a"]
+    assert found.attrs["damaged_records"] == 1
+    assert f"left out: {bad} cannot be read" in caplog.text
+    bad.unlink()
+    assert featstore.open_results(tmp_path / "r").attrs["damaged_records"] == 0
+    (tmp_path / "r" / "a" / "d" / "eval" / "knn-marks" / "0-aaaaaaaaaaaa.json").write_text("")
+    with pytest.raises(FeatStoreError, match=r"no results in .*\(1 are damaged\)"):
+        featstore.open_results(tmp_path / "r", skip_errors=True)
+
+
+def test_a_damaged_note_of_what_was_last_probed_is_named(tmp_path, caplog):
+    put(tmp_path / "r", 0.5)
+    mark_current(tmp_path / "r", "m", "d", "eval", {"train": "a" * 64, "test": "a" * 64})
+    mark = tmp_path / "r" / "m" / "d" / "eval" / "features.json"
+    mark.write_bytes(b"\xff{")
+    with pytest.raises(CorruptStoreError, match=f"{mark} cannot be read"):
+        featstore.open_results(tmp_path / "r")
+    found = featstore.open_results(tmp_path / "r", skip_errors=True)
+    assert (found.score.item(), found.attrs["damaged_records"]) == (0.5, 1)
+    mark_current(tmp_path / "r", "m", "d", "eval", {"train": "a" * 64, "test": "a" * 64})
+    assert featstore.open_results(tmp_path / "r").score.item() == 0.5
+
+
+def test_a_guess_at_which_features_count_is_said(tmp_path, caplog):
+    for digest, value, day in (("a", 0.5, 1), ("b", 0.8, 2)):
+        cell = put(tmp_path, value, digest=digest * 64)
+        created(cell, tmp_path, f"2026-01-0{day}T00:00:00Z")
+    with caplog.at_level("WARNING"):
+        assert featstore.open_results(tmp_path).score.item() == 0.8
+    assert "1 cells have records of several features" in caplog.text
+    assert "0-bbbbbbbbbbbb.json" in caplog.text
+    caplog.clear()
+    mark_current(tmp_path, "m", "d", "eval", {"train": "a" * 64, "test": "a" * 64})
+    assert featstore.open_results(tmp_path).score.item() == 0.5
+    assert not caplog.text
+
+
+def test_what_a_score_is_and_of_which_features_is_told(tmp_path):
+    put(tmp_path / "r", 0.5, model="vit", bn_free=True, digest="b" * 64)
+    put(tmp_path / "r", 0.6, model="resnet", bn_mode="adapt", digest="c" * 64)
+    put(tmp_path / "r", 0.6, model="resnet", dataset="e", metric="mean_per_class", protocol="ridge")
+    target = refresh(tmp_path / "r")
+    code = (
+        "import sys, xarray as xr; ds = xr.open_zarr(sys.argv[1]).load()\n"
+        "assert ds.headline.sel(dataset='d', protocol='knn-marks') == 'top1'\n"
+        "assert ds.headline.sel(dataset='e', protocol='ridge') == 'mean_per_class'\n"
+        "assert ds.headline.sel(dataset='e', protocol='knn-marks') == ''\n"
+        "digest = ds.features_digest.sel(dataset='d')\n"
+        "assert digest.sel(model='vit').values.tolist() == ['b' * 12] * 2\n"
+        "assert digest.sel(model='resnet').values.tolist() == ['', 'c' * 12]\n"
+        "assert ds.score.sel(model='vit', dataset='d', protocol='knn-marks')[0] == .5\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code, str(target)], check=True)
+
+
+def test_trainings_that_diverged_are_told_from_cells_that_are_not_there(tmp_path):
+    put(tmp_path / "r", 0.5)
+    assert "diverged" not in featstore.open_results(tmp_path / "r")
+    nothing = dict.fromkeys(("value", "low", "high"))
+    cell = Cell("lost", "d", "eval", "finetune-marks", 0, "a" * 64)
+    more = {"metrics": {"top1": nothing}, "certificate": {"diverged": "at step 3"}, "splits": {}}
+    record(tmp_path / "r", cell, facts(0.5) | more, {})
+    found = featstore.open_results(tmp_path / "r").squeeze()["diverged"]
+    assert found.sel(model="lost", protocol="finetune-marks") == 1
+    assert found.sel(model="m", protocol="knn-marks") == 0
+    assert found.isnull().sum() == 2
+    assert "features_digest" in found.coords
+    assert found["features_digest"].sel(model="lost") == ""
 
 
 def test_outcomes_are_checked_against_their_checksum(tmp_path):

@@ -19,10 +19,16 @@ from featstore.cli.storage import find_key
 from featstore.keys import encode_part
 
 
+SkipErrors = Annotated[
+    bool, typer.Option("--skip-errors", help="leave out damaged records, and name them")
+]
+
+
 @app.command(epilog="Example: featstore report --out data/report.html")
 def report(
     results: ResultsPath = RESULTS,
     out: Annotated[Path, typer.Option(help="file to write")] = Path("data/report.html"),
+    skip_errors: SkipErrors = False,
 ) -> None:
     """Write one self-contained HTML page: prediction, ranking, scores, correlations, cost, gaps.
 
@@ -32,7 +38,8 @@ def report(
     from featstore.results import open_results, open_similarity, similarity_target
 
     compared = open_similarity(results) if similarity_target(results).exists() else None
-    typer.echo(f"wrote {write(open_results(results), out, similarity=compared)}")
+    found = open_results(results, skip_errors=skip_errors)
+    typer.echo(f"wrote {write(found, out, similarity=compared)}")
 
 
 @app.command(

@@ -3,6 +3,7 @@
 The only door to xarray below analysis.
 """
 
+from featstore.results.checks import check_results, same_metric
 from featstore.results.cube import open_results
 from featstore.results.files import check_target, export, refresh, target_of
 from featstore.results.images import open_outcomes, per_class_accuracy
@@ -19,6 +20,7 @@ __all__ = [
     "Cell",
     "Compared",
     "build_similarity",
+    "check_results",
     "check_target",
     "export",
     "mark_current",
@@ -30,6 +32,7 @@ __all__ = [
     "record",
     "records",
     "refresh",
+    "same_metric",
     "similarity_target",
     "target_of",
     "write_similarity",

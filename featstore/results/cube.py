@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,20 @@ import xarray as xr
 from featstore.errors import FeatStoreError
 from featstore.kernels.metrics import N_BINS
 from featstore.keys import BNMode, sha256_json
-from featstore.results.records import is_current, records
+from featstore.results.records import records
+from featstore.results.schema import CERTIFIED, COUNTS
 
-_CERTIFIED = ("converged",)  # 1 or 0; NaN for protocols that do not iterate
-_COUNTS = ("n_train", "n_test", "n_skipped", "seconds")
-_RELIABILITY = ("count", "confidence", "accuracy")
 _MODEL_INFO = ("backbone", "family", "paradigm", "method", "teacher", "stage", "lineage")
 
 
-def open_results(root: str | Path = "data/results", *, seeds: bool = False) -> xr.Dataset:
+_FIRST = ("score", "low", "high", *COUNTS, *CERTIFIED)  # there in any case
+
+logger = logging.getLogger(__name__)
+
+
+def open_results(
+    root: str | Path = "data/results", *, seeds: bool = False, skip_errors: bool = False
+) -> xr.Dataset:
     """All cells as one Dataset over (model, dataset, bn_mode, protocol), NaN where there is none.
 
     A model without BatchNorm is shown under every BN mode. Where features were extracted anew, only
@@ -30,36 +36,60 @@ def open_results(root: str | Path = "data/results", *, seeds: bool = False) -> x
     `transductive` says of which cells scored images take part in a statistic; the variable
     `ece_scaled` always is, and has it as an attribute (in tables of `export`, in its name).
     Protocols that share `without_normalisation` differ in `normalisation` alone, and so for
-    `backbone_bn`, "" of what runs off the store.
+    `backbone_bn`, "" of what runs off the store. The coordinate `headline` (dataset, protocol)
+    names the metric that is the score, several of them if cells disagree; `features_digest` (model,
+    dataset, bn_mode) begins the SHA-256 of the test split's recipe, "" of what was trained on
+    images. Where trainings diverged, `diverged` is their share of a cell's seeds.
 
     Parameters
     ----------
     root : folder of the records
     seeds : keep a `seed` dimension; else means over seeds, in which each test image of a bin counts
+    skip_errors : leave out records that are damaged, say which, and count them in the attribute
+        `damaged_records`
 
     Raises
     ------
+    CorruptStoreError
+        A record is damaged: it is named.
+    StoreMismatchError
+        A record is of another format version.
     FeatStoreError
-        There is no record, or one cannot be read.
+        There is no record.
     """
-    found = newest(records(root))
+    damaged: list[FeatStoreError] = []
+    found = newest(map(_in_numbers, records(root, damaged=damaged if skip_errors else None)))
+    for one in damaged:
+        logger.warning("left out: %s", one)
     if not found:
-        raise FeatStoreError(f"no results in {root}. Run: featstore probe -p knn-marks")
-    return _assemble(found, seeds=seeds)
+        lost = f" ({len(damaged)} are damaged)" if damaged else ""
+        raise FeatStoreError(f"no results in {root}{lost}. Run: featstore probe -p knn-marks")
+    dataset = _assemble(found, seeds=seeds)
+    dataset.attrs["damaged_records"] = len(damaged)
+    return dataset
 
 
 def newest(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The one record of each place that counts."""
+    """The one record of each place that counts; says so where that is a guess by their dates."""
     by_place: dict[tuple[Any, ...], dict[str, Any]] = {}
+    guessed = {}
     for document in documents:
-        if not is_current(document):
+        if document["current"] is False:
             continue  # of features that were replaced
         place = tuple(document[k] for k in ("model", "dataset", "bn_mode", "protocol", "seed"))
         # A cell that read a split more, such as val, goes before one made when it was not there.
         rank = len(document["splits"]), document["created"]
         known = by_place.get(place)
+        if known and (document["current"] is None or not document["splits"]):
+            guessed[place] = document["path"]
         if known is None or rank >= (len(known["splits"]), known["created"]):
             by_place[place] = document
+    if guessed:
+        logger.warning(
+            "%d cells have records of several features or weights, and nothing says which count: "
+            "the newest do. One is %s",
+            len(guessed), next(iter(guessed.values())),
+        )  # fmt: skip
     return list(by_place.values())
 
 
@@ -73,14 +103,12 @@ def _assemble(documents: list[dict[str, Any]], *, seeds: bool) -> xr.Dataset:
     }
     place = {axis: {name: i for i, name in enumerate(names)} for axis, names in axes.items()}
     shape = tuple(len(names) for names in axes.values())
-    metrics = list(dict.fromkeys(name for d in documents for name in d["metrics"]))
-    bounds = [f"{metric}_{end}" for metric in metrics for end in ("low", "high")]
-    values = {
-        name: np.full(shape, np.nan)
-        for name in ("score", "low", "high", *metrics, *bounds, *_COUNTS, *_CERTIFIED)
-    }
-    if any("reliability" in d["certificate"] for d in documents):
-        values |= {f"reliability_{one}": np.full((*shape, N_BINS), np.nan) for one in _RELIABILITY}
+    numbers: dict[str, Any] = dict.fromkeys(_FIRST, np.nan)  # of each variable one cell's
+    for document in documents:
+        numbers |= document["numbers"]
+    if not any(d["numbers"]["diverged"] for d in documents):
+        del numbers["diverged"]
+    values = {name: np.full((*shape, *np.shape(one)), np.nan) for name, one in numbers.items()}
     transductive = np.zeros((len(axes["bn_mode"]), len(axes["protocol"])), bool)
     for document in documents:
         everywhere = document["model_info"]["bn_free"]
@@ -89,8 +117,8 @@ def _assemble(documents: list[dict[str, Any]], *, seeds: bool) -> xr.Dataset:
         by_protocol = document.get("transductive_by_protocol", document["bn_mode"] != BNMode.BATCH)
         for mode in modes:
             at = tuple(place[axis][mode if axis == "bn_mode" else document[axis]] for axis in axes)
-            for name, value in _numbers(document).items():
-                values[name][at] = value
+            for name in values.keys() & document["numbers"].keys():
+                values[name][at] = document["numbers"][name]
             if document["transductive"] and (by_protocol or mode == document["bn_mode"]):
                 transductive[at[2], at[3]] = True
     dims = (*axes, "bin")
@@ -143,22 +171,27 @@ def _apart_from(settings: Mapping[str, Any], name: str) -> str:
     return sha256_json({k: v for k, v in settings.items() if k not in told})[:12]
 
 
-def _numbers(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Of each variable a number, or one for each bin of confidence."""
-    metrics = document["metrics"]
-    found: dict[str, Any] = {name: float(document[name]) for name in _COUNTS}
-    for name in _CERTIFIED:
-        if name in document["certificate"]:
-            found[name] = float(document["certificate"][name])
+def _in_numbers(document: dict[str, Any]) -> dict[str, Any]:
+    """The record with `numbers`, of each variable one or as many as bins, for what they are of.
+
+    Its other parts go, since thousands of records are held at a time.
+    """
+    metrics, certificate = document.pop("metrics"), document.pop("certificate")
+    found = {name: ends["value"] for name, ends in metrics.items()}
     for name, ends in metrics.items():
-        found[name] = ends["value"]
         found[f"{name}_low"], found[f"{name}_high"] = ends["low"], ends["high"]
-    for name, column in document["certificate"].get("reliability", {}).items():
-        found[f"reliability_{name}"] = np.array(column, dtype=float)  # None becomes NaN
     headline = document["headline"]
-    found["score"] = found[headline]
-    found["low"], found["high"] = found[f"{headline}_low"], found[f"{headline}_high"]
-    return {name: np.nan if value is None else value for name, value in found.items()}
+    score = {"score": found[headline]}
+    score |= {end: found[f"{headline}_{end}"] for end in ("low", "high")}
+    found = score | found | {name: document[name] for name in COUNTS}
+    found |= {name: certificate[name] for name in CERTIFIED if name in certificate}
+    found["diverged"] = "diverged" in certificate
+    numbers: dict[str, Any] = {
+        name: np.nan if value is None else float(value) for name, value in found.items()
+    }
+    for name, column in certificate.get("reliability", {}).items():
+        numbers[f"reliability_{name}"] = np.array(column, dtype=float)  # None becomes NaN
+    return document | {"numbers": numbers}
 
 
 def describe_models(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -171,7 +204,7 @@ def describe_models(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _descriptions(
-    documents: Iterable[Mapping[str, Any]], axes: Mapping[str, list[Any]]
+    documents: Sequence[Mapping[str, Any]], axes: Mapping[str, list[Any]]
 ) -> dict[str, Any]:
     """Coordinates that describe models, datasets, protocols and pairs of them."""
     models = {d["model"]: d["model_info"] for d in documents}
@@ -192,4 +225,30 @@ def _descriptions(
         for m in axes["model"]
     ]
     coords["seen_in_pretraining"] = (("model", "dataset"), np.array(seen, bool))
-    return coords
+    return coords | _provenance(documents, axes)
+
+
+def _provenance(
+    documents: Sequence[Mapping[str, Any]], axes: Mapping[str, list[Any]]
+) -> dict[str, Any]:
+    """Which metric a score is, and which features it was measured on, "" where there is none."""
+    metrics: dict[tuple[str, str], set[str]] = {}
+    digests: dict[tuple[str, str, str], str] = {}
+    for document in documents:
+        model, dataset = document["model"], document["dataset"]
+        metrics.setdefault((dataset, document["protocol"]), set()).add(document["headline"])
+        modes = axes["bn_mode"] if document["model_info"]["bn_free"] else [document["bn_mode"]]
+        for mode in modes if "test" in document["splits"] else ():
+            digests[model, dataset, mode] = document["splits"]["test"][:12]
+    headline = [
+        [", ".join(sorted(metrics.get((d, p), ()))) for p in axes["protocol"]]
+        for d in axes["dataset"]
+    ]
+    digest = [
+        [[digests.get((m, d, mode), "") for mode in axes["bn_mode"]] for d in axes["dataset"]]
+        for m in axes["model"]
+    ]
+    return {
+        "headline": (("dataset", "protocol"), headline),
+        "features_digest": (("model", "dataset", "bn_mode"), digest),
+    }

@@ -20,10 +20,13 @@ import numpy as np
 
 from featstore.errors import CorruptStoreError, FeatStoreError, StoreMismatchError
 from featstore.keys import encode_part
+from featstore.results.schema import fault
 
 FORMAT_VERSION = 2
 
 CURRENT = "features.json"  # beside the protocols' folders: digest of each split last probed
+
+_NEXT = "Delete it and probe again, or leave it out by skip_errors (--skip-errors)"
 
 
 @dataclass(frozen=True, order=True)
@@ -94,19 +97,10 @@ def mark_current(
     digests : of the recipe of each split that is stored
     """
     path = root.joinpath(*(encode_part(part) for part in (model, dataset, bn_mode)), CURRENT)
-    content = json.dumps(dict(digests), indent=1, sort_keys=True)
-    if not path.exists() or path.read_text() != content:
+    content = json.dumps(dict(digests), indent=1, sort_keys=True).encode()
+    if not path.exists() or path.read_bytes() != content:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, content.encode())
-
-
-def is_current(document: Mapping[str, Any]) -> bool:
-    """Whether the splits that a record was made from are those last probed."""
-    path = Path(document["path"]).parents[1] / CURRENT
-    if not path.exists():
-        return True
-    now = json.loads(path.read_text(encoding="utf-8"))
-    return all(now.get(split) == digest for split, digest in document["splits"].items())
+        _write(path, content)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -120,35 +114,91 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def records(
-    root: str | Path, *, dataset: str = "", protocol: str = "", seed: int | None = None
+    root: str | Path,
+    *,
+    dataset: str = "",
+    protocol: str = "",
+    seed: int | None = None,
+    damaged: list[FeatStoreError] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Every record below a results folder, in the order of their places.
+
+    Beside what was recorded, `path` says where it lies, and `current` whether the splits that it
+    was made from are those last probed; None if nothing was said of that.
 
     Parameters
     ----------
     dataset, protocol, seed : only those of it, if given
+    damaged : if given, files that cannot be read are left out, and what is wrong is added here
 
     Raises
     ------
-    CorruptStoreError, StoreMismatchError
-        A record cannot be read, or is of another format version.
+    CorruptStoreError
+        A record cannot be read, or does not say what one must.
+    StoreMismatchError
+        A record is of another format version.
     """
     of_dataset, of_protocol = (encode_part(one) if one else "*" for one in (dataset, protocol))
     of_seed = "*" if seed is None else f"{seed}-*"
-    for path in sorted(Path(root).glob(f"*/{of_dataset}/*/{of_protocol}/{of_seed}.json")):
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            version = document["format"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptStoreError(
-                f"{path} is no record of a cell ({error}). Delete it, and probe again"
-            ) from error
-        if version != FORMAT_VERSION:
-            raise StoreMismatchError(
-                f"{path} has format version {version}, this featstore reads {FORMAT_VERSION}. Use "
-                f"the featstore that wrote it, or another --results"
-            )
-        yield document | {"path": str(path)}
+    for folder in sorted(Path(root).glob(f"*/{of_dataset}/*")):
+        marked: dict[str, str] | None = None  # read where there is a record to judge by it
+        for number, path in enumerate(sorted(folder.glob(f"{of_protocol}/{of_seed}.json"))):
+            try:
+                if not number:
+                    marked = _marked(folder / CURRENT)
+            except CorruptStoreError as error:
+                _leave_out(error, damaged)
+            try:
+                document = _read(path)
+            except CorruptStoreError as error:
+                _leave_out(error, damaged)
+                continue
+            document["path"], document["current"] = str(path), None
+            if marked is not None:
+                made_of = document["splits"].items()
+                document["current"] = all(marked.get(name) == digest for name, digest in made_of)
+            yield document
+
+
+def _leave_out(error: FeatStoreError, damaged: list[FeatStoreError] | None) -> None:
+    if damaged is None:
+        raise error
+    damaged.append(error)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The record in a file, as it was written."""
+    document = _parsed(path)
+    version = document.get("format")
+    if type(version) is int and version != FORMAT_VERSION:
+        how = (
+            "A newer featstore is needed: pip install --upgrade featstore"
+            if version > FORMAT_VERSION
+            else "Use the featstore that wrote it, or probe again into another folder (--results)"
+        )
+        raise StoreMismatchError(
+            f"{path} has format version {version}, this featstore reads {FORMAT_VERSION}. {how}"
+        )
+    wrong = f"its 'format' is {version!r}" if type(version) is not int else fault(document, path)
+    if wrong:
+        raise CorruptStoreError(f"{path} is no record of a cell ({wrong}). {_NEXT}")
+    return document
+
+
+def _marked(path: Path) -> dict[str, str] | None:
+    """Digest of each split last probed, None if it was never said."""
+    return _parsed(path) if path.exists() else None
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
+    try:
+        found = json.loads(path.read_bytes().decode())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptStoreError(f"{path} cannot be read ({error}). {_NEXT}") from error
+    if not isinstance(found, dict):
+        raise CorruptStoreError(f"{path} holds no JSON object. {_NEXT}")
+    return found
 
 
 def outcomes_of(document: Mapping[str, Any]) -> dict[str, np.ndarray]:

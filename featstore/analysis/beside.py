@@ -73,7 +73,7 @@ def compare_published(
             for answered, text in answers[protocol]:
                 there = theirs.sel(dataset=_base(dataset), protocol=answered.name)
                 there = there.sel(model=axes["model"])
-                metric = answered.headline or str(there["metric"].item())
+                metric = str(there["headline"].item())
                 columns = _side(here, metric, "ours") | _side(there, metric, "theirs")
                 both = np.isfinite(columns["ours"]) & np.isfinite(columns["theirs"])
                 scored = here["score"].notnull().values & np.isfinite(columns["theirs"])

@@ -179,6 +179,7 @@ def _filled(
     values |= {one.name: np.full(shape, np.nan) for one in metrics if one.of == "cell"}
     of_models = {one.name: np.full(shape[0], np.nan) for one in metrics if one.of == "model"}
     notes = np.full((shape[0], shape[1], shape[3]), "", dtype=object)
+    headlines = np.full((shape[1], shape[3]), "", dtype=object)
     tables: list[list[dict[str, None]]] = [[{} for _ in range(shape[3])] for _ in range(shape[1])]
     for row in study.rows:
         metric = study.metrics[row["metric"]]
@@ -194,6 +195,7 @@ def _filled(
             half = metric.value(row["ci95"])
             found |= {f"{metric.name}_low": value - half, f"{metric.name}_high": value + half}
         if named in datasets and metric.name == (protocol.headline or datasets[named].metric):
+            headlines[dataset, column] = metric.name
             found["score"] = value
             found |= {end: found.get(f"{metric.name}_{end}", np.nan) for end in ("low", "high")}
         for key, number in found.items():
@@ -203,6 +205,7 @@ def _filled(
         notes[model, dataset, column] = notes[model, dataset, column] or told
     units = {one.name: one.unit for one in metrics}
     coords = {
+        "headline": (("dataset", "protocol"), headlines.astype(str)),
         "table": (("dataset", "protocol"), [[", ".join(cell) for cell in row] for row in tables]),
         "note": (("model", "dataset", "protocol"), notes.astype(str)),
         **{key: ("model", column, {"units": units[key]}) for key, column in of_models.items()},
@@ -269,4 +272,6 @@ def _descriptions(
     sources = [(one.source or one.name) if one else None for one in sets]
     seen = [[source in entry.pretraining for source in sources] for entry in entries]
     coords["seen_in_pretraining"] = (("model", "dataset"), np.array(seen, bool))
+    none = np.full((len(entries), len(sets), len(axes["bn_mode"])), "")
+    coords["features_digest"] = (("model", "dataset", "bn_mode"), none)
     return coords

@@ -87,6 +87,17 @@ def test_every_number_of_the_files_is_in_the_dataset_and_no_other(study):
     assert sum(int(found[one].notnull().sum()) for one in metrics) == cells
 
 
+def test_scores_are_the_metric_that_is_said_to_be_their_headline(study):
+    _, found = study
+    for dataset in found["dataset"].values:
+        for protocol in found["protocol"].values:
+            cells = found.sel(dataset=dataset, protocol=protocol)
+            name = cells["headline"].item()
+            assert bool(name) == bool(cells["score"].notnull().any())
+            if name:
+                np.testing.assert_array_equal(cells["score"], cells[name])
+
+
 def test_only_printed_intervals_are_intervals(study):
     name, found = study
     with_interval = found["low"].notnull()
@@ -211,12 +222,9 @@ def test_the_form_is_that_of_open_results(study, tmp_path):
             assert found[name].dtype.kind == variable.dtype.kind, name
 
 
-QUICK = {"resamples": 40}
-
-
 def test_protocols_correlate_as_scipy_has_it():
     found = published("ericsson2021")
-    table = featstore.correlate_protocols(found, dataset="cifar10", **QUICK)
+    table = featstore.correlate_protocols(found, dataset="cifar10")
     cells = found.sel(bn_mode="eval", dataset="cifar10")["score"]
     x, y = (cells.sel(protocol=p).values for p in ("logreg-ericsson", "finetune-ericsson"))
     pair = table.sel(protocol="logreg-ericsson", other="finetune-ericsson")
@@ -227,7 +235,7 @@ def test_protocols_correlate_as_scipy_has_it():
 
 def test_imagenet_predicts_the_other_datasets_as_scipy_has_it():
     found = published("ericsson2021")
-    table = featstore.correlate_domains(found, across=True, **QUICK)
+    table = featstore.correlate_domains(found, across=True)
     assert table.attrs["in_domain"] == "imagenet"
     cells = found.sel(bn_mode="eval")["score"]
     x = cells.sel(dataset="imagenet", protocol="reported-linear").values
@@ -243,26 +251,26 @@ def test_every_other_analysis_takes_it(study):
     protocols = [str(one) for one in found["protocol"].values]
     ranked = featstore.rank_models(found)
     assert ranked["place"].notnull().sum() == (ranked["n_cells"] > 0).sum()
-    sorted_by = featstore.predictors(found, protocols[0], **QUICK)
+    sorted_by = featstore.predictors(found, protocols[0])
     assert {*sorted_by["protocol"].values} == {*protocols[1:]}
-    moved = featstore.compare_protocols(found, protocols[0], protocols[1:], **QUICK)
+    moved = featstore.compare_protocols(found, protocols[0], protocols[1:])
     if name == "ericsson2021":
         both = found["score"].sel(bn_mode="eval", protocol=protocols[:2])
         gain = (both.isel(protocol=1) - both.isel(protocol=0)).mean()
         got = moved["difference"].sel(protocol="finetune-ericsson").item()
         assert got == pytest.approx(gain.item())
-    assert featstore.calibration_errors(found, **QUICK).sizes["protocol"] == (
+    assert featstore.calibration_errors(found).sizes["protocol"] == (
         2 if name == "ericsson2021" else 0
     )
-    assert featstore.backbone_bn(found, **QUICK).sizes["change"] == 0  # published in one mode
-    assert featstore.head_bn(found, **QUICK).sizes["change"] == 0
+    assert featstore.backbone_bn(found).sizes["change"] == 0  # published in one mode
+    assert featstore.head_bn(found).sizes["change"] == 0
     featstore.heat_map(found, protocol=protocols[0])
 
 
 @pytest.mark.slow
 def test_a_report_shows_it(study, tmp_path):
     _, found = study
-    page = report(found, tmp_path / "report.html", **QUICK)
+    page = report(found, tmp_path / "report.html")
     text = page.read_text(encoding="utf-8")
     assert str(found["model"].values[0]) in text
     assert not re.search(r">[^<]*\bnan\b", text, re.IGNORECASE)  # attributes are sorted by it

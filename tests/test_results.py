@@ -678,6 +678,15 @@ def test_exported_tables_hold_a_row_per_cell(tmp_path, form):
     assert table.loc[("b", "ridge"), "family"] == "contrastive"
 
 
+def test_exported_json_has_null_where_there_is_no_number(tmp_path):
+    put(tmp_path / "r", 1 / 3)
+    export(featstore.open_results(tmp_path / "r"), tmp_path / "out.json")
+    (row,) = json.loads((tmp_path / "out.json").read_text())
+    assert row["score"] == pytest.approx(1 / 3, abs=1e-14)
+    assert row["ece_low"] is None
+    assert (row["model"], row["headline"], row["transductive"]) == ("m", "top1", False)
+
+
 def test_exported_netcdf_is_the_dataset(tmp_path):
     put(tmp_path / "r", 0.5)
     dataset = featstore.open_results(tmp_path / "r")
@@ -689,7 +698,7 @@ def test_exported_netcdf_is_the_dataset(tmp_path):
 @pytest.mark.parametrize(("name", "form"), [("x", "xlsx"), ("x.xlsx", ""), ("x", "")])
 def test_unknown_formats_are_refused(tmp_path, name, form):
     put(tmp_path / "r", 0.5)
-    with pytest.raises(ValueError, match="csv, parquet or netcdf"):
+    with pytest.raises(ValueError, match="csv, parquet, json or netcdf"):
         export(featstore.open_results(tmp_path / "r"), tmp_path / name, form=form)
 
 

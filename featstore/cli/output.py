@@ -16,8 +16,7 @@ from featstore.cli.options import (
     refuse_idle,
 )
 from featstore.cli.storage import find_key
-from featstore.keys import encode_part
-
+from featstore.keys import BNMode, encode_part
 
 SkipErrors = Annotated[
     bool, typer.Option("--skip-errors", help="leave out damaged records, and name them")
@@ -44,6 +43,7 @@ def report(
 
 @app.command(
     epilog="Example: featstore export --format csv --out cells.csv; "
+    "or: featstore export --out table.tex -p logreg; "
     "or: featstore export 'tiny-resnet-simclr digits eval' --split test --out test.npz"
 )
 def export(
@@ -59,12 +59,30 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="csv, parquet or netcdf; of features npy, npz, parquet, h5 or safetensors "
-            "[default: by the file's name]",
+            help="csv, parquet, json, netcdf; latex or markdown; of features npy, npz, parquet, h5 "
+            "or safetensors [default: by the file's name]",
         ),
     ] = "",
     results: ResultsPath = RESULTS,
     seeds: Annotated[bool, typer.Option(help="a row for each seed, not their mean")] = False,
+    skip_errors: SkipErrors = False,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            "--protocol",
+            "-p",
+            help="of a latex or markdown table, models by datasets [default: models by protocols]",
+        ),
+    ] = "",
+    bn_mode: Annotated[
+        BNMode, typer.Option("--bn-mode", help="of a latex or markdown table")
+    ] = BNMode.EVAL,
+    all_models: Annotated[
+        bool,
+        typer.Option(
+            "--all-models", help="of such a table: early checkpoints and random weights as well"
+        ),
+    ] = False,
     split: Annotated[str, typer.Option(help="of features: train, val or test")] = "",
     order: Annotated[
         str, typer.Option(help="of features: original, as in the dataset, or stored")
@@ -72,7 +90,10 @@ def export(
     store: StorePath = STORE,
     overwrite: Annotated[bool, typer.Option(help="replace a file that is there")] = False,
 ) -> None:
-    """Write all cells as a table or as netCDF, or one split's stored features as arrays."""
+    """Write all cells as a table or as netCDF, or one split's stored features as arrays.
+
+    As LaTeX or Markdown: a table of scores, the best bold, those not separable from it underlined.
+    """
     if key:
         used = {"out", "key", "form", "split", "order", "store", "overwrite"}
         refuse_idle(context, used, "features are exported")
@@ -89,11 +110,25 @@ def export(
         left = f", without {skipped} that were skipped" if skipped else ""
         typer.echo(f"wrote {out}{left}")
         return
-    used = {"out", "form", "results", "seeds", "overwrite"}
-    refuse_idle(context, used, "cells are exported, not the features of a KEY")
     from featstore.results import export as write
-    from featstore.results import open_results
+    from featstore.results import new_file, open_results
 
-    out = out or Path(f"cells.{'nc' if form == 'netcdf' else form or 'csv'}")
-    write(open_results(results, seeds=seeds), out, form=form, overwrite=overwrite)
+    text = form or {".tex": "latex", ".md": "markdown"}.get(out.suffix if out else "", "")
+    used = {"out", "form", "results", "skip_errors", "overwrite"}
+    if text == "latex" or text == "markdown":
+        from featstore.analysis.text_tables import text_table
+
+        refuse_idle(context, used | {"protocol", "bn_mode", "all_models"}, "one table is exported")
+        out = out or Path(f"{protocol or 'protocols'}.{'tex' if text == 'latex' else 'md'}")
+        table = text_table(
+            open_results(results, skip_errors=skip_errors), form=text, protocol=protocol or None,
+            models="all" if all_models else "independent", bn_mode=bn_mode.value, root=results,
+        )  # fmt: skip
+        with new_file(out, overwrite=overwrite) as partial:
+            partial.write_text(table, encoding="utf-8")
+    else:
+        refuse_idle(context, used | {"seeds"}, "cells are exported, not the features of a KEY")
+        out = out or Path(f"cells.{'nc' if form == 'netcdf' else form or 'csv'}")
+        cells = open_results(results, seeds=seeds, skip_errors=skip_errors)
+        write(cells, out, form=form, overwrite=overwrite)
     typer.echo(f"wrote {out}")

@@ -5,7 +5,7 @@ The only door to xarray below analysis.
 
 from featstore.results.checks import check_results, same_metric
 from featstore.results.cube import open_results
-from featstore.results.files import check_target, export, refresh, target_of
+from featstore.results.files import FORMS, check_target, export, new_file, refresh, target_of
 from featstore.results.images import open_outcomes, per_class_accuracy
 from featstore.results.records import Cell, mark_current, outcomes_of, record, records
 from featstore.results.similarities import (
@@ -17,6 +17,7 @@ from featstore.results.similarities import (
 )
 
 __all__ = [
+    "FORMS",
     "Cell",
     "Compared",
     "build_similarity",
@@ -24,6 +25,7 @@ __all__ = [
     "check_target",
     "export",
     "mark_current",
+    "new_file",
     "open_outcomes",
     "open_results",
     "open_similarity",

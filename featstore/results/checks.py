@@ -11,7 +11,7 @@ _OPEN = "Open them by featstore.open_results() or xr.open_zarr('data/results.zar
 _ROUNDING = 1e-6  # scores stored in single precision may leave 0..1 by less
 
 
-def check_results(results: xr.Dataset, *variables: str) -> None:
+def check_results(results: xr.Dataset, *variables: str, seeds: bool = False) -> None:
     """Refuse what is no Dataset of results, or holds scores that cannot be.
 
     Results without the coordinates `scale` or `headline`, as of before there were any, are not
@@ -21,23 +21,24 @@ def check_results(results: xr.Dataset, *variables: str) -> None:
     ----------
     results : of `open_results()`
     variables : variables and coordinates that are needed beside `score`
+    seeds : let there be a dim `seed`
 
     Raises
     ------
     ValueError
-        A dim or a variable is missing, or there is a dim `seed`; a model, dataset, BN mode or
-        protocol is there twice; a score that is a share lies outside of 0..1; cells of one dataset
-        and protocol are of different metrics.
+        A dim or a variable is missing, or there is a dim `seed` and must not be; a model, dataset,
+        BN mode or protocol is there twice; a score that is a share lies outside of 0..1; cells of
+        one dataset and protocol are of different metrics.
     """
     lacking = [name for name in ("score", *variables) if name not in results]
     if lacking:
         raise ValueError(f"these are no results: they lack {', '.join(lacking)}. {_OPEN}")
     dims = results["score"].dims
-    if "seed" in dims:
+    if "seed" in dims and not seeds:
         raise ValueError(
             "results have a dim seed: open them without seeds=True, or take results.sel(seed=0)"
         )
-    if set(dims) != set(DIMS):
+    if {*dims} - {"seed"} != {*DIMS}:
         raise ValueError(
             f"score must have the dims {', '.join(DIMS)}, got {', '.join(map(str, dims))}. Choose "
             f"by lists, as results.sel(bn_mode=['eval']), to keep a dim of one"
@@ -58,12 +59,12 @@ def check_results(results: xr.Dataset, *variables: str) -> None:
 
 def _check_shares(results: xr.Dataset) -> None:
     """Every score of a protocol whose scale is `share` lies in 0..1."""
-    scores = results["score"].transpose(*DIMS)
+    scores = results["score"].transpose(..., *DIMS)
     share = results["scale"].values == "share" if "scale" in results else np.array(True)
     beyond = np.abs(scores.values - 0.5) > 0.5 + _ROUNDING  # never true of NaN
     places = np.argwhere(beyond & share)
     if len(places):
-        at = dict(zip(DIMS, places[0], strict=True))
+        at = dict(zip(scores.dims, places[0], strict=True))
         where = " ".join(str(scores[dim].values[place]) for dim, place in at.items())
         raise ValueError(
             f"scores are shares in 0..1, but that of {where} is {scores.isel(at).item():g} "

@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import xarray as xr
@@ -83,16 +84,20 @@ def write_whole(build: Callable[[], xr.Dataset], target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+FORMS = ("csv", "parquet", "json", "netcdf")
+
+
 def export(dataset: xr.Dataset, path: Path, *, form: str = "", overwrite: bool = False) -> None:
-    """Write the Dataset as a table of cells (`csv`, `parquet`) or as it is (`netcdf`).
+    """Write the Dataset as a table of cells (`csv`, `parquet`, `json`) or as it is (`netcdf`).
 
     A table has no place for what has more dims than cells, such as reliability by bin; that is in
     the netCDF. Nor has it one for attributes: what is transductive in every cell, such as
-    `ece_scaled`, says so in its name there, `ece_scaled_transductive`.
+    `ece_scaled`, says so in its name there, `ece_scaled_transductive`. JSON is a list of objects, a
+    cell each, with null where there is no number.
 
     Parameters
     ----------
-    form : one of these; by the file's name if empty (.csv, .parquet, .nc)
+    form : one of these; by the file's name if empty (.csv, .parquet, .json, .nc)
     overwrite : replace a file that is there
 
     Raises
@@ -103,25 +108,40 @@ def export(dataset: xr.Dataset, path: Path, *, form: str = "", overwrite: bool =
         The file exists, and `overwrite` is false.
     """
     form = form or {"nc": "netcdf"}.get(path.suffix[1:], path.suffix[1:])
-    if form not in ("csv", "parquet", "netcdf"):
-        raise ValueError(f"format must be csv, parquet or netcdf, got {form!r}")
+    if form not in FORMS:
+        raise ValueError(f"format must be csv, parquet, json or netcdf, got {form!r}")
+    with new_file(path, overwrite=overwrite) as partial:
+        if form == "netcdf":
+            dataset.to_netcdf(partial, engine="h5netcdf", invalid_netcdf=False)
+            return
+        more = set(dataset.dims) - set(dataset["score"].dims)
+        own = dataset.drop_dims(more)
+        marked = [name for name, one in own.data_vars.items() if one.attrs.get("transductive")]
+        own = own.rename({name: f"{name}_transductive" for name in marked})
+        table = own.to_dataframe().reset_index()
+        table = table[table["score"].notna()]
+        if form == "csv":
+            table.to_csv(partial, index=False)
+        elif form == "json":
+            table.to_json(partial, orient="records", indent=1, double_precision=15)
+        else:
+            table.to_parquet(partial, index=False)
+
+
+@contextmanager
+def new_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A place to write to that becomes the file once it is whole.
+
+    Raises
+    ------
+    FeatStoreError
+        The file exists, and `overwrite` is false.
+    """
     if path.exists() and not overwrite:
         raise FeatStoreError(f"{path} exists. Use --overwrite, or another --out")
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        if form == "netcdf":
-            dataset.to_netcdf(partial, engine="h5netcdf", invalid_netcdf=False)
-        else:
-            more = set(dataset.dims) - set(dataset["score"].dims)
-            own = dataset.drop_dims(more)
-            marked = [name for name, one in own.data_vars.items() if one.attrs.get("transductive")]
-            own = own.rename({name: f"{name}_transductive" for name in marked})
-            table = own.to_dataframe().reset_index()
-            table = table[table["score"].notna()]
-            if form == "csv":
-                table.to_csv(partial, index=False)
-            else:
-                table.to_parquet(partial, index=False)
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -34,7 +34,9 @@ def compare_models(
 
     `difference` has an interval by the paired bootstrap: images are redrawn, the same for all
     models, within each dataset, and within each category where the dataset's metric is
-    `mean_per_class`. These are of one pair by itself. What is said of many pairs holds for all
+    `mean_per_class`. Datasets with the same index and label of every image are taken to be one set
+    of images changed in several ways, as by blur, and the same images are drawn for all of them.
+    These intervals are of one pair by itself. What is said of many pairs holds for all
     of them at once with probability `confidence`: `p_holm` is adjusted for being one of all
     pairs (Holm 1979), and a model's rank lies between `rank_low`, one more than the number of
     models that are significantly better, and `rank_high`, the number of models less those that are
@@ -108,26 +110,19 @@ def compare_outcomes(
             f"{len(common)} models have {protocol} on {', '.join(datasets)}, and it takes two to "
             f"compare. Run: featstore probe, leave a dataset out, or take models='all'"
         )
-    rng = np.random.default_rng(seed_of_draws)
-    score, draws = np.zeros(len(common)), np.zeros((resamples, len(common)))
-    for one in cells:
-        own = one.sel(model=common, protocol=protocol)
-        correct = own["correct"].transpose("image", "model").values == 1
-        labels = own["label"].values if own.attrs["metric"] == "mean_per_class" else None
-        score += _scores(correct, labels, str(own.attrs["dataset"])) / len(cells)
-        draws += bootstrap_accuracies(
-            correct, resamples=resamples, rng=rng, strata=labels
-        ) / len(cells)  # fmt: skip
+    own = [one.sel(model=common, protocol=protocol) for one in cells]
+    score, draws = _redrawn(own, resamples=resamples, rng=np.random.default_rng(seed_of_draws))
     order = np.argsort(-score, kind="stable")
     score, draws = score[order], draws[:, order]
     pairs = paired_differences(score, draws, confidence=confidence)
-    exact = len(cells) == 1 and labels is None
-    p = mcnemar(correct[:, order], correct[:, order]).p if exact else pairs.p_normal
+    exact = len(own) == 1 and own[0].attrs["metric"] == "top1"
+    right = _correct(own[0])[:, order]
+    p = mcnemar(right, right).p if exact else pairs.p_normal
     adjusted = _adjusted(p)
     better = (adjusted < 1 - confidence) & (pairs.value > 0)
     ends = np.quantile(draws, [0.5 - confidence / 2, 0.5 + confidence / 2], axis=0)
     square, single = ("model", "other"), "model"
-    named = cells[0].sel(model=[common[i] for i in order])
+    named = own[0].isel(model=order)
     return xr.Dataset(
         {
             "difference": (square, pairs.value),
@@ -160,6 +155,31 @@ def compare_outcomes(
             "confidence": confidence,
         },
     )
+
+
+def _redrawn(
+    cells: Sequence[xr.Dataset], *, resamples: int, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """Mean score over datasets (model,), and in each resample of their images (resample, model)."""
+    together: dict[tuple[str, bytes, bytes], list[xr.Dataset]] = {}
+    for one in cells:
+        images = (one[name].values.tobytes() for name in ("index", "label"))
+        together.setdefault((one.attrs["metric"], *images), []).append(one)
+    models = cells[0].sizes["model"]
+    score, draws = np.zeros(models), np.zeros((resamples, models))
+    for (metric, *_), group in together.items():
+        correct = np.concatenate([_correct(one) for one in group], axis=1)
+        labels = group[0]["label"].values if metric == "mean_per_class" else None
+        scores = _scores(correct, labels, str(group[0].attrs["dataset"]))
+        again = bootstrap_accuracies(correct, resamples=resamples, rng=rng, strata=labels)
+        score += scores.reshape(-1, models).sum(axis=0) / len(cells)
+        draws += again.reshape(resamples, -1, models).sum(axis=1) / len(cells)
+    return score, draws
+
+
+def _correct(cell: xr.Dataset) -> Bools:
+    """Whether each image was told right, (image, model)."""
+    return np.asarray(cell["correct"].transpose("image", "model").values == 1)
 
 
 def _scores(correct: Bools, labels: np.ndarray | None, dataset: str) -> Floats:

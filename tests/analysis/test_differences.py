@@ -162,6 +162,27 @@ def test_several_datasets_count_the_same_and_models_that_lack_one_are_named():
     assert one["high"] - one["low"] == pytest.approx(2 * 1.96 * np.sqrt(variance), rel=0.05)
 
 
+def test_images_that_several_datasets_share_are_drawn_for_all_of_them_together():
+    rng = np.random.default_rng(0)
+    hard = draw(rng, 500, [0.6, 0.5, 0.55])
+    blurred = hard ^ (rng.random((500, 3)) < 0.2)
+    labels = rng.integers(0, 5, 500)
+    cells = [
+        outcomes(one, dataset=name, labels=labels) for name, one in (("d", hard), ("e", blurred))
+    ]
+    found = compare_outcomes(cells, protocol="logreg", resamples=8000)
+    one = found.sortby("model").sortby("other").isel(model=0, other=1)
+    both = (hard.astype(float) + blurred) / 2  # of each image
+    spread = np.std(both[:, 0] - both[:, 1]) / np.sqrt(500)
+    assert one["high"] - one["low"] == pytest.approx(2 * 1.96 * spread, rel=0.05)
+    cells[1] = outcomes(blurred, dataset="e", labels=labels[::-1])  # others, drawn by themselves
+    apart = compare_outcomes(cells, protocol="logreg", resamples=8000)
+    one = apart.sortby("model").sortby("other").isel(model=0, other=1)
+    alone = np.sqrt(sum(np.var(x[:, 0].astype(float) - x[:, 1]) for x in (hard, blurred)) / 500) / 2
+    assert alone < 0.9 * spread
+    assert one["high"] - one["low"] == pytest.approx(2 * 1.96 * alone, rel=0.05)
+
+
 def test_early_checkpoints_do_not_count_unless_asked_for():
     correct = draw(np.random.default_rng(0), 300, [0.9, 0.5, 0.7])
     cells = outcomes(correct, stage=["early", "late", "late"])

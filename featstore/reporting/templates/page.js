@@ -92,7 +92,9 @@ function words(item) {
   const number = [name(item), item.dataset.tip].filter(Boolean).join(" ");
   return `${name(item.parentNode.cells[0])}, ${name(table.tHead.rows[0].cells[item.cellIndex])}: ${number}`;
 }
+let told = null; // what the tip is of
 function show(item) {
+  told = item;
   tip.textContent = words(item);
   tip.hidden = false;
   const at = item.getBoundingClientRect(), own = tip.getBoundingClientRect();
@@ -101,14 +103,21 @@ function show(item) {
   tip.style.top = `${at.top > own.height + 4 ? at.top - own.height : at.bottom}px`; // no gap to cross
 }
 function hide() {
-  const focused = document.activeElement.closest("[data-tip]");
-  if (focused && focused.matches(":focus-visible")) show(focused);
+  const active = document.activeElement.closest("[data-tip]");
+  if (active && active.matches(":focus-visible")) show(active);
   else tip.hidden = true;
 }
 function pointed(event) {
   const item = event.target.closest("[data-tip]");
   if (item) show(item);
   else if (event.target !== tip) hide();
+}
+function focused(event) {
+  const item = event.target;
+  if (!item.matches("[data-tip]")) return;
+  show(item);
+  if (item.matches("td")) item.setAttribute("aria-describedby", "tip");
+  else item.setAttribute("aria-label", item.dataset.tip);
 }
 function reachable(box) {
   const table = box.matches("table");
@@ -147,16 +156,6 @@ function reachable(box) {
   box.addEventListener("pointerdown", event => {
     const item = event.target.closest("[data-tip]");
     if (item) move(item, false);
-  });
-  box.addEventListener("focusin", event => {
-    if (event.target !== current) return;
-    show(current);
-    if (table) current.setAttribute("aria-describedby", "tip");
-    else current.setAttribute("aria-label", current.dataset.tip);
-  });
-  box.addEventListener("focusout", event => {
-    event.target.removeAttribute("aria-describedby");
-    tip.hidden = true;
   });
 }
 
@@ -250,5 +249,10 @@ all(".choice").forEach(choosable);
 for (const box of all("table, figure svg")) if (box.querySelector("[data-tip]")) reachable(box);
 all("figure svg[role], table.cells").forEach(savable);
 document.addEventListener("pointerover", pointed);
+document.addEventListener("focusin", focused); // of a plot it would make the plot itself a stop
+document.addEventListener("focusout", event => {
+  event.target.removeAttribute("aria-describedby");
+  tip.hidden = true;
+});
 document.addEventListener("keydown", event => { if (event.key === "Escape") tip.hidden = true; });
-addEventListener("scroll", hide, { capture: true, passive: true });
+addEventListener("scroll", () => { if (!tip.hidden) show(told); }, { capture: true, passive: true });

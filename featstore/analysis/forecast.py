@@ -9,8 +9,15 @@ import numpy as np
 import xarray as xr
 from scipy.special import expit
 
-from featstore.analysis.compare import only
-from featstore.analysis.resampling import FEWEST_MODELS, Floats, Indices, clusters_of, units_of
+from featstore.analysis.compare import mean, only
+from featstore.analysis.resampling import (
+    FEWEST_MODELS,
+    Floats,
+    Indices,
+    clusters_of,
+    rows_alike,
+    units_of,
+)
 from featstore.analysis.selection import (
     Models,
     existing,
@@ -72,8 +79,8 @@ def forecast(
         datasets `spearman_mean`. `skill` (baseline), 1 - mae_mean / mae_naive_mean, is 1 of perfect
         foresight and 0 of what is no better than the baseline. `skill_low` and `skill_high` are
         its 95 % limits, of a jackknife of the logarithm of the ratio over what is left out
-        together: models of one method, or clusters, with the forecasts as they are. What would
-        be learnt from fewer than four models is not foretold. The dim predictor has the protocols
+        together, models of one method or clusters, with regressions made anew. What would be
+        learnt from fewer than four models is not foretold. The dim predictor has the protocols
         that were used.
 
     Raises
@@ -99,17 +106,9 @@ def forecast(
     x = odds.sel(protocol=predictors, dataset=home).transpose("model", "protocol").values
     unit, cluster = units_of(cells), clusters_of(cells.sel(dataset=chosen))
     y = only(np.isfinite(x.sum(axis=1, keepdims=True)), y)
-    predicted, average = np.full((2, *y.shape), np.nan)
-    for model, dataset in np.ndindex(y.shape):
-        learnt = np.isfinite(y)
-        if leave == "model":
-            learnt &= (unit != unit[model])[:, None] & (np.arange(len(chosen)) == dataset)
-        else:
-            learnt &= cluster != cluster[dataset]
-        rows = np.nonzero(learnt)[0]
-        if np.isfinite(y[model, dataset]) and len(np.unique(rows)) >= FEWEST_MODELS:
-            predicted[model, dataset] = expit(ridge(x[rows], y[learnt], x[model], penalty))
-            average[model, dataset] = scores[learnt].mean()
+    by_model = leave == "model"
+    groups = unit if by_model else cluster
+    predicted, average = _foretold(x, y, scores, groups, penalty, by_model)
     told = np.isfinite(predicted)
     share = [name for name in predictors if name in shares(cells)["protocol"].values]
     itself = raw.sel(protocol=share[0], dataset=home).values if share else np.nan
@@ -125,26 +124,63 @@ def forecast(
         {name: cells[name] for name in cells.coords if cells[name].dims == ("model",)}
         | {"dataset": chosen, "baseline": ["mean", "in-domain"], "predictor": list(predictors)},
     )
-    return _scored(out, unit if leave == "model" else cluster, leave).assign_attrs(
+    without_one = []
+    for one in np.unique(groups[told.any(axis=1 if by_model else 0)]):
+        gone = groups == one
+        rest = only(~(gone[:, None] if by_model else gone), y)
+        again = _foretold(x, rest, scores, groups, penalty, by_model)
+        without_one.append(_log_ratios(scores, again[0], np.stack([again[1], itself])))
+    return _scored(out, np.reshape(without_one, (-1, 2))).assign_attrs(
         target=target, leave=leave, in_domain=home, penalty=penalty, models=models, bn_mode=bn_mode
     )
 
 
-def ridge(x: Floats, y: Floats, at: Floats, penalty: float) -> float:
-    """What ridge regression with an intercept says of one more row.
+def ridge(x: Floats, y: Floats, at: Floats, penalty: float) -> Floats:
+    """What ridge regression with an intercept says (m, k) of other rows.
 
     Parameters
     ----------
-    x : (n, p) predictors, which are standardised ; y : (n,)
-    at : (p,) the row
+    x : (n, p) predictors, which are standardised ; y : (n, k), each column by itself
+    at : (m, p) the other rows
     penalty : on the sum of squared coefficients, beside the sum of squared residuals
     """
-    centre, spread = x.mean(axis=0), x.std(axis=0)
+    centre, spread, width = x.mean(axis=0), x.std(axis=0), x.shape[1]
     spread = np.where(spread > 0, spread, 1.0)
-    width = x.shape[1]
     rows = np.concatenate([(x - centre) / spread, np.sqrt(penalty) * np.eye(width)])
-    weight = np.linalg.lstsq(rows, np.concatenate([y - y.mean(), np.zeros(width)]), rcond=None)[0]
-    return float(y.mean() + (at - centre) / spread @ weight)
+    middle = y.mean(axis=0)
+    apart = np.concatenate([y - middle, np.zeros((width, y.shape[1]))])
+    weight = np.linalg.lstsq(rows, apart, rcond=None)[0]
+    return np.asarray(middle + (at - centre) / spread @ weight)
+
+
+def _foretold(
+    x: Floats, y: Floats, scores: Floats, groups: Indices, penalty: float, by_model: bool
+) -> tuple[Floats, Floats]:
+    """Scores (model, dataset) foretold without each group, and the mean of those learnt from.
+
+    Parameters
+    ----------
+    x : (model, predictor) ; y : (model, dataset), NaN of what plays no part
+    groups : (model,) or, unless `by_model`, (dataset,) what is left out together
+    """
+    predicted, average = np.full((2, *y.shape), np.nan)
+    known = np.isfinite(y)
+    for group in np.unique(groups):
+        out = groups == group
+        if by_model:  # datasets with the same models share their regression
+            for columns, rows in rows_alike((known & ~out[:, None]).T):
+                if len(rows) >= FEWEST_MODELS:
+                    cells = np.ix_(out, columns)
+                    learnt = np.ix_(rows, columns)
+                    predicted[cells] = expit(ridge(x[rows], y[learnt], x[out], penalty))
+                    average[cells] = scores[learnt].mean(axis=0)
+        else:
+            rows, columns = np.nonzero(known & ~out)
+            if len(np.unique(rows)) >= FEWEST_MODELS:
+                one = ridge(x[rows], y[rows, columns][:, None], x, penalty)
+                predicted[:, out] = expit(one)
+                average[:, out] = scores[rows, columns].mean()
+    return only(known, predicted), only(known, average)
 
 
 def _places(
@@ -178,8 +214,8 @@ def _predictors(cells: xr.Dataset, target: str, home: str, asked: Sequence[str])
     return found
 
 
-def _scored(found: xr.Dataset, unit: Indices, leave: str) -> xr.Dataset:
-    """Forecasts with their errors; those of one unit are left out together."""
+def _scored(found: xr.Dataset, without_one: Floats) -> xr.Dataset:
+    """Forecasts with their errors, and the skill with limits by what it is without each group."""
     true = found["true"]
     error, naive = abs(found["predicted"] - true), abs(found["naive"] - true)
     pairs = zip(found["predicted"].values.T, true.values.T, strict=True)
@@ -189,23 +225,24 @@ def _scored(found: xr.Dataset, unit: Indices, leave: str) -> xr.Dataset:
     found["mae_mean"] = error.mean()
     found["mae_naive_mean"] = naive.mean(["model", "dataset"])
     # The logarithm of the ratio of errors is nearer to normal, and no skill exceeds 1.
-    ratio = _log_ratio(error, naive)
-    kept = unit != np.arange(unit.max(initial=-1) + 1)[:, None]
-    rest = [
-        _log_ratio(error.isel({leave: one}), naive.isel({leave: one}))
-        for one in kept
-        if error.isel({leave: ~one}).notnull().any()
-    ]
-    ends = jackknife(ratio, np.reshape(rest, (len(rest), len(ratio))).T, statistic=None)
+    ratio = _log_ratios(true.values, found["predicted"].values, found["naive"].values)
+    ends = jackknife(ratio, without_one.T, statistic=None)
     for name, one in zip(("skill", "skill_high", "skill_low"), (ratio, *ends), strict=True):
         found[name] = ("baseline", 1 - np.exp(one))
     return found
 
 
-def _log_ratio(error: xr.DataArray, naive: xr.DataArray) -> Floats:
-    """Logarithm (baseline,) of the mean error over that of each baseline; NaN where either is 0."""
-    ratio = (error.mean() / naive.mean(["model", "dataset"])).values
-    return np.asarray(np.log(np.where(ratio > 0, ratio, np.nan)))
+def _log_ratios(true: Floats, predicted: Floats, naive: Floats) -> Floats:
+    """Logarithm (baseline,) of the mean error over each baseline's; NaN where either is 0.
+
+    Parameters
+    ----------
+    true, predicted : (model, dataset) ; naive : (baseline, model, dataset)
+    """
+    told = np.isfinite(predicted)
+    errors = [mean(only(told, np.abs(one - true)), (0, 1)) for one in (predicted, *naive)]
+    some = np.where(np.array(errors) > 0, errors, np.nan)
+    return np.asarray(np.log(some[0] / some[1:]))
 
 
 def _spearman(predicted: Floats, true: Floats) -> float:

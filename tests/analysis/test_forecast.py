@@ -120,16 +120,19 @@ def test_the_in_domain_score_itself_is_the_other_baseline():
 @pytest.mark.parametrize("leave", ["model", "dataset"])
 def test_the_interval_is_a_jackknife_over_what_is_left_out_together(leave):
     results = study(3)
-    found = forecast(results, target="finetune", predictors=["knn"], leave=leave)
+    how = {"target": "finetune", "predictors": ["knn"], "leave": leave}
+    found = forecast(results, **how).sel(baseline="mean")
     units = METHODS if leave == "model" else ["a", "twins", "twins", "d"]
-    error = np.abs(found["predicted"] - found["true"]).transpose(leave, ...).values
-    naive = np.abs(found["naive"].sel(baseline="mean") - found["true"]).transpose(leave, ...).values
-    kept = [np.array([one != unit for one in units]) for unit in dict.fromkeys(units)]
-    rest = np.array([np.log(error[one].mean() / naive[one].mean()) for one in kept])
+    every = results[leave].values if leave == "model" else ["a", "b", "c", "d"]
+    rest = []
+    for unit in dict.fromkeys(units):
+        out = [name for name, one in zip(every, units, strict=True) if one == unit]
+        again = forecast(results.drop_sel({leave: out}), **how).sel(baseline="mean")
+        rest.append(np.log(1 - float(again["skill"])))
     n = len(rest)
-    reach = np.sqrt((n - 1) / n * np.sum((rest - rest.mean()) ** 2)) * stats.t.ppf(0.975, n - 1)
-    middle = np.log(error.mean() / naive.mean())
-    ends = [float(found[f"skill_{end}"].sel(baseline="mean")) for end in ("low", "high")]
+    reach = np.sqrt((n - 1) / n * np.sum((rest - np.mean(rest)) ** 2)) * stats.t.ppf(0.975, n - 1)
+    middle = np.log(1 - float(found["skill"]))
+    ends = [float(found[f"skill_{end}"]) for end in ("low", "high")]
     if leave == "dataset":  # three clusters are too few
         assert np.isnan(ends).all()
     else:

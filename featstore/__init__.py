@@ -5,6 +5,7 @@ The public names below are loaded when they are first used, so that importing th
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -136,3 +137,41 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
+
+
+def _register(xarray: Any) -> None:
+    """Give every Dataset its `featstore`; what that takes is loaded when it is first used."""
+
+    def accessor(results: Any) -> Any:
+        from featstore.reporting.accessor import Accessor
+
+        return Accessor(results)
+
+    if not hasattr(xarray.Dataset, "featstore"):  # as after a reload
+        xarray.register_dataset_accessor("featstore")(accessor)
+
+
+class _WhenImported:
+    """Registers at xarray when that is imported: to import it here would take half a second."""
+
+    @classmethod
+    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != "xarray":
+            return None
+        finders = (one for one in sys.meta_path if one is not cls)
+        spec = next(filter(None, (one.find_spec(name, path, target) for one in finders)), None)
+        if spec and spec.loader:
+            run = spec.loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                run(module)
+                _register(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+if "xarray" in sys.modules:
+    _register(sys.modules["xarray"])
+else:
+    sys.meta_path.insert(0, _WhenImported)

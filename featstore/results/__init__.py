@@ -5,9 +5,9 @@ The only door to xarray below analysis.
 
 from featstore.results.checks import check_results, same_metric
 from featstore.results.cube import open_results
-from featstore.results.files import FORMS, check_target, export, new_file, refresh, target_of
+from featstore.results.files import FORMS, check_target, export, new_file, refresh
 from featstore.results.images import open_outcomes, per_class_accuracy
-from featstore.results.records import Cell, mark_current, outcomes_of, record, records
+from featstore.results.records import Cell, mark_current, outcomes_of, record, records, target_of
 from featstore.results.similarities import (
     Compared,
     build_similarity,

@@ -13,7 +13,7 @@ import xarray as xr
 from featstore.errors import FeatStoreError
 from featstore.kernels.metrics import N_BINS
 from featstore.keys import BNMode, sha256_json
-from featstore.results.records import records
+from featstore.results.records import records, target_of
 from featstore.results.schema import CERTIFIED, COUNTS
 
 _MODEL_INFO = ("backbone", "family", "paradigm", "method", "teacher", "stage", "lineage")
@@ -66,6 +66,7 @@ def open_results(
         raise FeatStoreError(f"no results in {root}{lost}. Run: featstore probe -p knn-marks")
     dataset = _assemble(found, seeds=seeds)
     dataset.attrs["damaged_records"] = len(damaged)
+    dataset.encoding["source"] = str(target_of(root))  # as of a Dataset that is opened from there
     return dataset
 
 

@@ -15,12 +15,7 @@ import xarray as xr
 
 from featstore.errors import FeatStoreError
 from featstore.results.cube import open_results
-
-
-def target_of(root: str | Path) -> Path:
-    """Where the Dataset of a folder of records is written."""
-    root = Path(root) if Path(root).name else Path(root).absolute()  # `.` has no name of its own
-    return root.with_name(f"{root.name}.zarr")
+from featstore.results.records import target_of
 
 
 def check_target(target: Path) -> None:

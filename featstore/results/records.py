@@ -50,6 +50,12 @@ class Cell:
         return f"{self.model} {self.dataset} {self.bn_mode} {self.protocol} seed {self.seed}"
 
 
+def target_of(root: str | Path) -> Path:
+    """Where the Dataset of a folder of records is written."""
+    root = Path(root) if Path(root).name else Path(root).absolute()  # `.` has no name of its own
+    return root.with_name(f"{root.name}.zarr")
+
+
 def record(
     root: Path, cell: Cell, facts: Mapping[str, Any], outcomes: Mapping[str, np.ndarray]
 ) -> None:

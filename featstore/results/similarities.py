@@ -15,7 +15,8 @@ from featstore import __version__
 from featstore.errors import CorruptStoreError, FeatStoreError
 from featstore.keys import BNMode
 from featstore.results.cube import describe_models
-from featstore.results.files import target_of, write_whole
+from featstore.results.files import write_whole
+from featstore.results.records import target_of
 
 _MEASURES = ("cka", "cka_biased", "displacement")
 

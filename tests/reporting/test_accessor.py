@@ -90,14 +90,11 @@ def test_a_method_is_the_function_of_the_same_results(method, function, argument
     assert inspect.getdoc(bound) == inspect.getdoc(whole)
 
 
-def test_pictures_and_the_report_are_made_of_the_results(tmp_path):
+def test_pictures_are_made_of_the_results():
     one = results()
     ax = one.featstore.heat_map(protocol="logreg")
     assert [label.get_text() for label in ax.get_xticklabels()] == ["d", "e", "f"]
     assert one.featstore.scatter("knn", "logreg").get_xlabel() == "knn (%)"
-    with xr.set_options(keep_attrs=True):
-        path = one.featstore.report(tmp_path / "r.html")
-    assert path.read_text(encoding="utf-8").startswith("<!")
 
 
 def test_two_models_or_two_protocols_are_compared():
@@ -130,6 +127,8 @@ def test_records_are_found_beside_what_was_opened(study, tmp_path):
         assert opened.featstore.compare(*models)["paired"].all()
         assert opened.sel(bn_mode=["eval"]).featstore.compare(*models)["paired"].all()
         read = opened.load()
+    path = read.featstore.report(tmp_path / "r.html")
+    assert all(model in path.read_text(encoding="utf-8") for model in models)
     memory = featstore.open_results(root)
     assert memory.featstore.compare(*models)["paired"].all()
     bare = xr.Dataset(read.data_vars, read.coords)  # of no file

@@ -32,17 +32,18 @@ def compare_models(
 ) -> xr.Dataset:
     """All pairs of models on the same test images, and rankings that these pairs allow.
 
-    `difference` has an interval by the paired bootstrap: images are redrawn, the same for all
-    models, within each dataset, and within each category where the dataset's metric is
-    `mean_per_class`. Datasets with the same index and label of every image are taken to be one set
-    of images changed in several ways, as by blur, and the same images are drawn for all of them.
-    These intervals are of one pair by itself. What is said of many pairs holds for all
-    of them at once with probability `confidence`: `p_holm` is adjusted for being one of all
-    pairs (Holm 1979), and a model's rank lies between `rank_low`, one more than the number of
-    models that are significantly better, and `rank_high`, the number of models less those that are
-    significantly worse. Sources: Klein, Wright, Wieczorek, *A Joint Confidence Region for an
-    Overall Ranking of Populations* (2020); Mogstad, Romano, Shaikh, Wilhelm, *Inference for Ranks*
-    (2024), which shows that the ranks of resamples give no such interval where models are close.
+    `difference` has an interval by the paired bootstrap, of each pair by itself: images are redrawn,
+    the same for all models, within each dataset, and within each category where the dataset's
+    metric is `mean_per_class`. Datasets with the same index and label of every image are taken to
+    be one set of images changed in several ways, as by blur, and drawn together.
+
+    What is said of many pairs holds for all at once with probability `confidence`: `p_holm` is
+    adjusted for being one of all pairs (Holm 1979), and a model's rank lies between `rank_low`, one
+    more than the number of models that are significantly better, and `rank_high`, the number of
+    models less those that are significantly worse. Sources: Klein, Wright, Wieczorek, *A Joint
+    Confidence Region for an Overall Ranking of Populations* (2020); Mogstad, Romano, Shaikh,
+    Wilhelm, *Inference for Ranks* (2024), which shows that the ranks of resamples give no such
+    interval where models are close.
 
     What Holm adjusts is McNemar's exact p-value where there is one, of a single dataset by top-1.
     Else it is that of a normal distribution with the spread of the resamples, `p_normal`, since a

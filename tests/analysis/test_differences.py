@@ -91,6 +91,17 @@ def test_ranks_are_as_far_as_significant_pairs_leave_open():
         assert found["rank_low"][place] == 1 + better.sum()
 
 
+def test_what_one_model_loses_to_the_best_alone_it_need_not_lose_among_others():
+    correct = np.ones((200, 6), bool)
+    for model in range(1, 6):
+        correct[6 * model : 6 * model + 6, model] = False  # six that the best has right: p = 1 / 32
+    alone, among = compare(correct[:, :2]), compare(correct)
+    assert alone["separable_from_best"].values.tolist() == [False, True]
+    assert not among["separable_from_best"].any()
+    assert among["rank_low"].values.tolist() == [1] * 6
+    assert alone["p_holm"][0, 1] == among["p_mcnemar"][0, 1] == 1 / 32
+
+
 def test_rank_intervals_hold_the_true_ranks_near_ties_where_ranks_of_resamples_do_not():
     rng, repeats = np.random.default_rng(0), 150
     truth = np.arange(1, 9)

@@ -32,10 +32,10 @@ def compare_models(
 ) -> xr.Dataset:
     """All pairs of models on the same test images, and rankings that these pairs allow.
 
-    `difference` has an interval by the paired bootstrap, of each pair by itself: images are redrawn,
-    the same for all models, within each dataset, and within each category where the dataset's
-    metric is `mean_per_class`. Datasets with the same index and label of every image are taken to
-    be one set of images changed in several ways, as by blur, and drawn together.
+    `difference` has an interval by the paired bootstrap, of each pair by itself: images are drawn
+    again, the same for all models, within each dataset, and within each category where the
+    dataset's metric is `mean_per_class`. Datasets with the same index and label of every image are
+    taken to be one set of images changed in several ways, as by blur, and drawn together.
 
     What is said of many pairs holds for all at once with probability `confidence`: `p_holm` is
     adjusted for being one of all pairs (Holm 1979), and a model's rank lies between `rank_low`, one

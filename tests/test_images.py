@@ -148,3 +148,21 @@ def test_a_record_with_an_image_twice_is_damaged(tmp_path):
     put(tmp_path, hits(0), index=np.arange(60) // 2)
     with pytest.raises(CorruptStoreError, match="has no test image, or one twice"):
         open_outcomes(tmp_path, dataset="d")
+
+
+def test_a_damaged_record_is_named_and_left_out_if_told(tmp_path, caplog):
+    for n, model in enumerate("abc"):
+        put(tmp_path, hits(n), model=model)
+    (file,) = (tmp_path / "b").rglob("*.npz")
+    file.write_bytes(file.read_bytes()[:-1])
+    (document,) = (tmp_path / "c").rglob("*.json")
+    document.write_text("{}")
+    with pytest.raises(CorruptStoreError, match="c/d/eval/logreg/0-"):
+        open_outcomes(tmp_path, dataset="d")
+    found = open_outcomes(tmp_path, dataset="d", skip_errors=True)
+    assert found["model"].values.tolist() == ["a"]
+    assert [name for name in "bc" if f"{name}/d/eval/logreg/0-" in caplog.text] == ["b", "c"]
+    for one in (tmp_path / "a").rglob("*.npz"):
+        one.unlink()
+    with pytest.raises(FeatStoreError, match="records on d .* are damaged"):
+        open_outcomes(tmp_path, dataset="d", skip_errors=True)

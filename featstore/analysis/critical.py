@@ -8,6 +8,7 @@ from scipy import stats
 
 from featstore.analysis.resampling import Bools, Floats, clusters_of
 from featstore.analysis.selection import Models, existing, scores_of
+from featstore.results import check_results
 
 
 def critical_difference(
@@ -51,9 +52,10 @@ def critical_difference(
     Raises
     ------
     ValueError
-        A choice does not exist or lies outside its range; fewer than three models or two blocks
-        have all cells.
+        These are no results; a choice does not exist or lies outside its range; fewer than three
+        models or two blocks have all cells.
     """
+    check_results(results, seeds=True)
     existing("protocol", protocol, results["protocol"].values)
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie in 0..1 and be neither, got {alpha:g}")

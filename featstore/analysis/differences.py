@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -29,6 +30,7 @@ def compare_models(
     resamples: int = 2000,
     seed_of_draws: int = 0,
     confidence: float = 0.95,
+    skip_errors: bool = False,
 ) -> xr.Dataset:
     """All pairs of models on the same test images, and rankings that these pairs allow.
 
@@ -57,6 +59,7 @@ def compare_models(
     models : "independent" leaves out early checkpoints and random weights
     resamples, seed_of_draws : bootstrap draws of test images
     confidence : of intervals; 1 less it is the level of tests
+    skip_errors : leave out records that are damaged, and say which
 
     Returns
     -------
@@ -78,9 +81,9 @@ def compare_models(
     names = [dataset] if isinstance(dataset, str) else list(dict.fromkeys(dataset))
     if not names:
         raise ValueError("dataset must name at least one")
+    which: dict[str, Any] = {"protocols": [protocol], "bn_mode": bn_mode, "seed": seed}
     outcomes = [
-        open_outcomes(root, dataset=name, protocols=[protocol], bn_mode=bn_mode, seed=seed)
-        for name in names
+        open_outcomes(root, dataset=name, skip_errors=skip_errors, **which) for name in names
     ]
     return compare_outcomes(
         outcomes, protocol=protocol, models=models, resamples=resamples,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from featstore.keys import BNMode
 from featstore.results.cube import describe_models, natural, newest
 from featstore.results.records import outcomes_of, records
 
+logger = logging.getLogger(__name__)
+
 
 def open_outcomes(
     root: str | Path = "data/results",
@@ -25,6 +28,7 @@ def open_outcomes(
     models: Sequence[str] = (),
     bn_mode: str = "eval",
     seed: int = 0,
+    skip_errors: bool = False,
 ) -> xr.Dataset:
     """Whether each test image was told right, of all models and protocols, image beside image.
 
@@ -37,6 +41,7 @@ def open_outcomes(
     dataset, bn_mode, seed : of the cells
     protocols : theirs; by default all that keep what each image was told to be
     models : theirs; by default all
+    skip_errors : leave out records that are damaged, and say which
 
     Returns
     -------
@@ -51,12 +56,16 @@ def open_outcomes(
     ------
     FeatStoreError
         A model, protocol or dataset has no such cell; a protocol keeps no single category for each
-        test image; cells are not all of the same test images, or of the same metric.
+        test image; cells are not all of the same test images, or of the same metric; a record is
+        damaged.
     ValueError
         There is no such BN mode.
     """
     where = f"on {dataset} in BN mode {bn_mode} with seed {seed}"
-    documents = _cells(root, dataset, protocols, bn_mode, seed)
+    damaged: list[FeatStoreError] = []
+    documents = _cells(
+        root, dataset, protocols, bn_mode, seed, damaged if skip_errors else None
+    )  # fmt: skip
     documents = [one for one in documents if not models or one["model"] in models]
     for what, asked in (("model", models), ("protocol", protocols)):
         lacking = [name for name in asked if name not in {one[what] for one in documents}]
@@ -69,15 +78,26 @@ def open_outcomes(
     images: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # what cells are of, as it is told
     of_images, of_metric, useless = {}, {}, []
     for one in documents:
-        place, rows = (one["model"], one["protocol"]), outcomes_of(one)
-        if not _tells(rows):
-            useless.append(one["protocol"])
+        place = one["model"], one["protocol"]
+        try:
+            rows = outcomes_of(one)
+            if not _tells(rows):
+                useless.append(one["protocol"])
+                continue
+            index, label, correct[place] = _in_order(one, rows)
+        except CorruptStoreError as error:
+            if not skip_errors:
+                raise
+            damaged.append(error)
             continue
-        index, label, correct[place] = _in_order(one, rows)
         of_metric[place], of_images[place] = one["headline"], _told(index, label)
         images[of_images[place]] = index, label
+    for fault in damaged:
+        logger.warning("left out: %s", fault)
     if useless and (protocols or not correct):
         raise _no_categories(f"{', '.join(dict.fromkeys(useless))} {where}")
+    if not correct:
+        raise FeatStoreError(f"all {len(damaged)} records {where} are damaged. Probe again")
     metric = _the_one(of_metric, f"cells {where} are not of one metric")
     index, label = images[_the_one(of_images, f"cells {where} are not of the same test images")]
 
@@ -155,7 +175,12 @@ def per_class_accuracy(
 
 
 def _cells(
-    root: str | Path, dataset: str, protocols: Sequence[str], bn_mode: str, seed: int
+    root: str | Path,
+    dataset: str,
+    protocols: Sequence[str],
+    bn_mode: str,
+    seed: int,
+    damaged: list[FeatStoreError] | None = None,
 ) -> list[dict[str, Any]]:
     """Records of one dataset in one BN mode, one of each model and protocol; at least one."""
     if bn_mode not in list(BNMode):
@@ -163,7 +188,9 @@ def _cells(
     found = newest(
         document
         for protocol in dict.fromkeys(protocols or [""])
-        for document in records(root, dataset=dataset, protocol=protocol, seed=seed)
+        for document in records(
+            root, dataset=dataset, protocol=protocol, seed=seed, damaged=damaged
+        )
         if document["bn_mode"] == bn_mode or document["model_info"]["bn_free"]
     )
     if not found:

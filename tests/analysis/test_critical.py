@@ -21,10 +21,10 @@ DEMSAR = np.array(
 
 
 def cube(scores, *, cluster=None, stage="late"):
-    """Results (model, dataset) of one protocol in one BN mode."""
+    """Results of one protocol in one BN mode, by scores (model, dataset) in 0..4."""
     models, datasets = scores.shape
     found = xr.Dataset(
-        {"score": (("model", "dataset", "bn_mode", "protocol"), scores[:, :, None, None])},
+        {"score": (("model", "dataset", "bn_mode", "protocol"), scores[:, :, None, None] / 4)},
         {
             "model": [f"m{i}" for i in range(models)],
             "dataset": [f"d{i}" for i in range(datasets)],
@@ -158,13 +158,23 @@ def test_seeds_are_averaged_first():
         ({"metric": "x"}, "metric must be one of score, got 'x'"),
         ({"bn_mode": "x"}, "bn_mode must be one of eval, got 'x'"),
         ({"models": "x"}, "models must be one of independent, all, got 'x'"),
-        ({"alpha": 1}, "alpha must lie in 0..1 and be neither, got 1"),
+        ({"alpha": 1.0}, "alpha must lie in 0..1 and be neither, got 1"),
     ],
 )
 def test_choices_that_do_not_exist_are_refused(change, fault):
     asked = {"protocol": "logreg"} | change
     with pytest.raises(ValueError, match=fault):
         critical_difference(cube(np.random.default_rng(0).random((4, 5))), **asked)
+
+
+def test_what_are_no_results_is_refused():
+    with pytest.raises(ValueError, match=r"scores are shares in 0..1"):
+        critical_difference(
+            cube(np.full((4, 5), 8.0)).assign_coords(scale=("protocol", ["share"])),
+            protocol="logreg",
+        )
+    with pytest.raises(ValueError, match="score must have the dims"):
+        critical_difference(cube(np.ones((4, 5))).sel(bn_mode="eval"), protocol="logreg")
 
 
 def test_too_few_models_or_datasets_are_told():

@@ -235,8 +235,9 @@ def _with_perfect(
         inner = 2 * np.sin(np.pi * inner / 6)  # Pearson's, of the bivariate normal
     if statistic == "kendall":
         inner = 2 / np.pi * np.arcsin(inner)
-    low = np.where(r >= _PERFECT, inner, np.where(r <= -_PERFECT, 0 * inner - 1, low))
-    high = np.where(r <= -_PERFECT, -inner, np.where(r >= _PERFECT, 0 * inner + 1, high))
+    outer = np.where(np.isnan(n), np.nan, 1.0)
+    low = np.where(r >= _PERFECT, inner, np.where(r <= -_PERFECT, -outer, low))
+    high = np.where(r <= -_PERFECT, -inner, np.where(r >= _PERFECT, outer, high))
     return low, high
 
 

@@ -50,11 +50,13 @@ def compare_published(
     UnknownNameError
         No tables of that name are held.
     ValueError
-        The BN mode does not exist.
+        The BN mode does not exist, or results were opened with their seeds.
     FeatStoreError
         Nothing is shared.
     """
     known = published_study(study)
+    if "seed" in results.dims:
+        raise ValueError("results have a dim seed; means over seeds are compared: open them anew")
     existing("bn_mode", bn_mode, results["bn_mode"].values)
     mine, theirs = results.sel(bn_mode=bn_mode), published(study).sel(bn_mode="eval")
     answers = _answers(known)

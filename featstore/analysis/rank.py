@@ -83,7 +83,9 @@ def mean_over_datasets(cells: xr.Dataset, metric: str = "score") -> xr.Dataset:
         some = count.where(count > 0)
         below = np.sqrt(((scores - cells["low"]) ** 2).sum("dataset")) / some
         above = np.sqrt(((cells["high"] - scores) ** 2).sum("dataset")) / some
-        limits = {"low": mean - below, "high": mean + above}
+        # Of cells without an interval, as published ones, nothing is sure, rather than everything.
+        sure = (cells["low"].notnull() & cells["high"].notnull() | ~present).all("dataset")
+        limits = {"low": (mean - below).where(sure), "high": (mean + above).where(sure)}
     else:
         limits = {name: xr.full_like(mean, np.nan) for name in ("low", "high")}
     return xr.Dataset({"score": mean, **limits, "n_datasets": count})

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from scipy.stats import spearmanr
 
 from featstore.analysis.beside import compare_published
 from featstore.analysis.published import published
 from featstore.errors import FeatStoreError, UnknownNameError
-from featstore.results import open_results
+from featstore.results import open_results, refresh
 
 from .made_records import put
 
@@ -30,10 +31,11 @@ OURS = {  # in %, with an interval of one point to both sides
 
 @pytest.fixture
 def root(tmp_path):
+    root = tmp_path / "results"
     for model, value in OURS.items():
-        put(tmp_path, value / 100, model=model, dataset="cifar10@ericsson",
+        put(root, value / 100, model=model, dataset="cifar10@ericsson",
             protocol="logreg-ericsson")  # fmt: skip
-    return tmp_path
+    return root
 
 
 def test_each_cell_has_ours_theirs_and_their_difference(root):
@@ -122,6 +124,14 @@ def test_metrics_that_differ_are_not_compared_and_this_is_said(root):
     assert "detection-frozen: featstore runs no detection" in told
 
 
+# The format's specification does not have it yet, and xarray warns when it is absent.
+@pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part:UserWarning")
+def test_results_as_zarr_has_them_are_compared_as_well(root, tmp_path):
+    with xr.open_zarr(refresh(root, tmp_path / "results.zarr")) as results:
+        found = compare_published(results)
+    xr.testing.assert_allclose(found, compare_published(open_results(root)))
+
+
 def test_model_cards_are_compared_by_the_protocol_that_is_the_same(tmp_path):
     for model, value in {"dino-resnet50": 0.676, "dino-vitb16": 0.76, "ibot-vitb16": 0.7}.items():
         put(tmp_path, value, model=model, dataset="imagenet", protocol="knn-dino-k20")
@@ -170,6 +180,8 @@ def test_names_that_do_not_exist_are_refused(root):
         compare_published(results, "marks2024")
     with pytest.raises(ValueError, match="bn_mode must be one of eval, got 'adapt'"):
         compare_published(results, bn_mode="adapt")
+    with pytest.raises(ValueError, match="means over seeds are compared"):
+        compare_published(open_results(root, seeds=True))
 
 
 def test_published_numbers_beside_themselves_agree_in_full():

@@ -158,6 +158,17 @@ def test_means_over_datasets_have_no_score_to_be_counted_twice():
     assert (ranked["n_datasets"].sel(protocol="logreg-ericsson") == 11).all()
 
 
+def test_means_of_what_has_no_interval_have_none():
+    found = published("ericsson2021")
+    ranked = featstore.rank_models(found).sel(model=found["model"])
+    for end in ("low", "high"):
+        assert ranked[end].sel(protocol="logreg-ericsson").isnull().all()
+    cells = found.sel(bn_mode="eval", protocol="fewshot-20shot-ericsson")
+    half = np.sqrt(((cells["high"] - cells["score"]) ** 2).sum("dataset")) / 14
+    got = ranked.sel(protocol="fewshot-20shot-ericsson")
+    np.testing.assert_allclose(got["high"] - got["score"], half)
+
+
 def test_models_and_datasets_are_those_of_the_catalogue_and_described_by_it():
     found = published("ericsson2021")
     models, datasets = featstore.models.catalogue(), featstore.datasets.catalogue()

@@ -14,6 +14,8 @@ from featstore.analysis.correlate import correlate_domains, correlate_protocols
 from featstore.analysis.plots import heat_map, scatter
 from featstore.analysis.predict import predictors
 from featstore.analysis.rank import rank_models
+from featstore.analysis.selection import Models
+from featstore.analysis.text_tables import text_table
 from featstore.analysis.two_models import compare_two_models
 from featstore.reporting.page import report
 from featstore.results import check_results
@@ -37,8 +39,8 @@ def _method(
 class Accessor:
     """What featstore can say of results, as `results.featstore.rank()`.
 
-    It is there on every Dataset once featstore is imported. Apart from `compare`, methods are the
-    functions of featstore of the same options, and say the same.
+    It is there on every Dataset once featstore is imported. Apart from `compare` and `table`, methods
+    are the functions of featstore of the same options, and say the same.
 
     Parameters
     ----------
@@ -94,6 +96,27 @@ class Accessor:
             f"a and b must be two models, or two protocols, of these results; {lacking} are not. "
             f"They have the models {', '.join(map(str, self._results['model'].values))}"
         )
+
+    def table(
+        self,
+        form: str = "markdown",
+        *,
+        protocol: str | None = None,
+        models: Models = "independent",
+        bn_mode: str = "eval",
+        root: str | Path | None = None,
+    ) -> str:
+        """Scores as a table in `markdown` or `latex`, of the options of `text_table`.
+
+        Parameters
+        ----------
+        root : folder of the records, from which it is told what is not separable from the best; by
+            default as in `compare`
+        """
+        return text_table(
+            self._results, form=form, protocol=protocol, models=models, bn_mode=bn_mode,
+            root=self._records() if root is None else root,
+        )  # fmt: skip
 
     def _records(self) -> Path | None:
         """Folder of the records beside the file that the results were opened from."""

@@ -13,10 +13,12 @@ from featstore.analysis.selection import shares
 from featstore.analysis.similarity import similarity_map
 from featstore.reporting.study import Study
 from featstore.reporting.svg import inline_svg, marker_svg
+from featstore.reporting.text import on_lines
 
 MOST = 24  # of one kind; more of them take long to draw and nobody looks at them
 
 _SQUARE = (2.8, 2.55)
+_LONGEST = 32  # characters of a label on such a square
 
 
 def pairs(study: Study) -> dict[str, Markup]:
@@ -36,6 +38,7 @@ def pairs(study: Study) -> dict[str, Markup]:
         ax = plots.scatter(
             study.ordered, name, study.reference, bn_mode=study.baseline, ax=_canvas(*_SQUARE)
         )
+        _fit_labels(ax)
         alt = (
             f"Models by mean score: {study.labels[name]} across, "
             f"{study.labels[study.reference]} upward. {ax.get_title()}"
@@ -62,6 +65,7 @@ def domains(study: Study) -> dict[str, Markup]:
             bn_mode=study.baseline,
             ax=_canvas(*_SQUARE),
         )
+        _fit_labels(ax)
         alt = (
             f"Models by {study.labels[study.reference]}: {home} across, {name} upward. "
             f"{ax.get_title()}"
@@ -124,6 +128,12 @@ def _shown(study: Study) -> list[str]:
     there = scores.notnull().any(["model", "dataset"]).values
     drawn = _in_percent(study.results)
     return [str(name) for name in study.results["protocol"].values[there] if name in drawn]
+
+
+def _fit_labels(ax: Axes) -> None:
+    """Long names on more lines: a plot that is wider than its neighbours would be drawn smaller."""
+    ax.set_xlabel(on_lines(ax.get_xlabel(), _LONGEST))
+    ax.set_ylabel(on_lines(ax.get_ylabel(), _LONGEST))
 
 
 def _canvas(width: float, height: float) -> Axes:

@@ -13,9 +13,9 @@ from markupsafe import Markup
 from featstore.analysis import plots, style
 from featstore.analysis.resampling import FEWEST_MODELS
 from featstore.reporting import figures
-from featstore.reporting.numbers import FILTERS
 from featstore.reporting.sections import SECTIONS
 from featstore.reporting.study import Study
+from featstore.reporting.text import FILTERS
 
 
 def report(

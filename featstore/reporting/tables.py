@@ -12,7 +12,7 @@ from featstore.analysis.calibration import SCALED
 from featstore.analysis.resampling import STATISTICS
 from featstore.analysis.selection import ENDS, is_independent
 from featstore.analysis.style import shades
-from featstore.reporting.numbers import coefficient, percent
+from featstore.reporting.text import coefficient, percent
 
 Rows = list[dict[str, Any]]
 

@@ -127,6 +127,8 @@ def test_records_are_found_beside_what_was_opened(study, tmp_path):
         assert opened.featstore.compare(*models)["paired"].all()
         assert opened.sel(bn_mode=["eval"]).featstore.compare(*models)["paired"].all()
         read = opened.load()
+    assert "paired test" in read.featstore.table(protocol="ncm")
+    assert "no test was made" in read.featstore.table("latex", root=tmp_path)
     path = read.featstore.report(tmp_path / "r.html")
     assert all(model in path.read_text(encoding="utf-8") for model in models)
     memory = featstore.open_results(root)

@@ -9,8 +9,8 @@ import pytest
 
 from featstore.analysis.correlate import correlate_protocols
 from featstore.analysis.rank import rank_models
-from featstore.reporting.numbers import coefficient, percent
 from featstore.reporting.page import report
+from featstore.reporting.text import coefficient, percent
 
 SVG = "{http://www.w3.org/2000/svg}"
 LAPTOP, PHONE = {"width": 1280, "height": 800}, {"width": 375, "height": 700}

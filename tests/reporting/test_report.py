@@ -15,16 +15,18 @@ from featstore.analysis.correlate import correlate_domains, correlate_protocols
 from featstore.analysis.predict import predictors
 from featstore.analysis.rank import rank_models
 from featstore.analysis.similarity import bn_displacement
-from featstore.reporting.numbers import (
+from featstore.reporting.page import report
+from featstore.reporting.text import (
+    breakable,
     coefficient,
     count,
     duration,
+    on_lines,
     percent,
     signed,
     signed_coefficient,
     tenths,
 )
-from featstore.reporting.page import report
 
 NAMESPACE = "http://www.w3.org/2000/svg"  # a name that is never loaded
 VOID = {"meta", "link", "br", "wbr", "img", "hr", "input"}
@@ -717,6 +719,15 @@ def test_folders_are_made_and_an_unknown_reference_is_refused(results, tmp_path)
 def test_results_without_a_cell_are_refused(results, tmp_path):
     with pytest.raises(ValueError, match="results hold no cell"):
         report(results.where(False), tmp_path / "r.html")
+
+
+def test_names_are_broken_where_a_reader_would_break_them():
+    name = "fewshot-5shot-ericsson+normalisation=zscore"
+    assert breakable(name) == "fewshot-<wbr>5shot-<wbr>ericsson<wbr>+normalisation=zscore"
+    assert breakable("<b>&domainnet_real") == "&lt;b&gt;&amp;domainnet_<wbr>real"
+    assert on_lines(name, 25) == "fewshot-5shot-ericsson\n+normalisation=zscore"
+    assert on_lines(name, 80) == name
+    assert on_lines("x" * 99, 25) == "x" * 99
 
 
 @pytest.mark.parametrize(

@@ -201,26 +201,31 @@ function mark(sign) { // of a family, of hollow points or of intervals
   const hollow = sign.className === "hollow";
   return element("circle", { r: 0.7, fill: hollow ? "#ffffff" : sign.style.background, stroke: hollow ? "#5b6873" : "none", "stroke-width": 0.2 });
 }
-function tabled(table) { // a coloured table, cell by cell as it stands on the page
+const pen = document.createElement("canvas").getContext("2d");
+function tabled(table) { // a coloured table: cells as they stand on the page, names on one line each
   table.closest(".wide").scrollLeft = 0; // its first column moves along
-  const frame = table.getBoundingClientRect(), top = 28;
-  const file = sheet(Math.ceil(frame.width) + 16, Math.ceil(frame.height) + top + 8, table.dataset.title);
-  file.append(element("text", { x: 8, y: 18, "font-size": 13, "font-weight": 600, fill: "#22303c" }, table.dataset.title));
-  const text = (cell, attributes) => file.append(element("text", { "font-size": 11, ...attributes }, cell.textContent.trim()));
-  for (const cell of all("th, td", table)) {
-    const at = cell.getBoundingClientRect(), style = getComputedStyle(cell);
-    if (!at.width || !cell.textContent) continue;
-    const x = at.left - frame.left + 8, y = at.top - frame.top + top;
-    const middle = x + at.width / 2;
-    if (cell.matches("td")) {
-      file.append(element("rect", { x: x + 1, y: y + 1, width: at.width - 2, height: at.height - 2, fill: style.backgroundColor }));
-      text(cell, { x: middle, y: y + at.height / 2 + 4, "text-anchor": "middle", fill: style.color });
-    } else if (cell.matches(".up")) {
-      text(cell, { transform: `translate(${middle + 4} ${y + at.height - 4}) rotate(-90)`, fill: style.color });
-    } else if (cell.closest("thead")) {
-      text(cell, { x: middle, y: y + at.height - 6, "text-anchor": "middle", fill: style.color });
-    } else {
-      text(cell, { x, y: y + at.height / 2 + 4, fill: style.color });
+  const size = 11, gap = 8;
+  pen.font = `${size}px ${FONT}`;
+  const name = cell => cell.innerText.replace(/\s+/g, " ").trim();
+  const longest = cells => Math.max(...cells.map(cell => pen.measureText(name(cell)).width));
+  const rows = all("tbody tr:not([hidden])", table), heads = [...table.tHead.rows[0].cells].slice(1);
+  const left = gap + longest(rows.map(row => row.cells[0])) + gap, top = 28 + longest(heads) + gap;
+  const from = rows[0].cells[1].getBoundingClientRect(), to = rows.at(-1).lastElementChild.getBoundingClientRect();
+  const file = sheet(Math.ceil(left + to.right - from.left + gap), Math.ceil(top + to.bottom - from.top + gap), table.dataset.title);
+  const write = (text, attributes) => file.append(element("text", { "font-size": size, fill: "#22303c", ...attributes }, text));
+  write(table.dataset.title, { x: gap, y: 20, "font-size": 13, "font-weight": 600 });
+  heads.forEach((head, i) => {
+    const at = rows[0].cells[i + 1].getBoundingClientRect();
+    write(name(head), { transform: `translate(${left + at.left - from.left + at.width / 2 + 4} ${top - gap}) rotate(-90)` });
+  });
+  for (const row of rows) {
+    const line = row.getBoundingClientRect();
+    const y = top + line.top - from.top + line.height / 2 + 4;
+    write(name(row.cells[0]), { x: gap, y });
+    for (const cell of [...row.cells].slice(1)) {
+      const at = cell.getBoundingClientRect(), style = getComputedStyle(cell), x = left + at.left - from.left;
+      file.append(element("rect", { x: x + 1, y: top + at.top - from.top + 1, width: at.width - 2, height: at.height - 2, fill: style.backgroundColor }));
+      write(name(cell), { x: x + at.width / 2, y, "text-anchor": "middle", fill: style.color });
     }
   }
   return file;

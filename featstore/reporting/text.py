@@ -1,13 +1,16 @@
-"""Numbers as people write them; a dash where there is none."""
+"""Numbers as people write them, a dash where there is none; and names that fit."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup, escape
 
 DASH = "–"
+_BREAK = r"(?<=[-_/@:])(?=\w)|(?<=\w)(?=\+)"  # where a name may go on in a new line
 
 
 def percent(value: float) -> str:
@@ -50,7 +53,23 @@ def duration(seconds: float) -> str:
     return f"{seconds:.{2 if seconds < 1 else 1 if seconds < 10 else 0}f} s"
 
 
+def breakable(name: str) -> Markup:
+    """A name as HTML with the places where it may go on in a new line."""
+    return Markup(re.sub(_BREAK, "<wbr>", str(escape(name))))
+
+
+def on_lines(name: str, width: int) -> str:
+    """A name in lines of at most `width` characters, as far as it may be broken."""
+    lines = [""]
+    for part in re.split(_BREAK, name):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
 FILTERS: dict[str, Callable[[Any], str]] = {
+    "breakable": breakable,
     "percent": percent,
     "signed": signed,
     "r": coefficient,

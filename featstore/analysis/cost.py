@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import xarray as xr
 
+from featstore.analysis.compare import mean
 from featstore.analysis.predict import predictors
-from featstore.analysis.resampling import Bools, Floats
-from featstore.analysis.selection import ENDS, Models
+from featstore.analysis.resampling import FEWEST_MODELS, Bools, Floats
+from featstore.analysis.selection import ENDS, Models, existing, scores_of
+from featstore.kernels.correlate import spearman
 
 
 def pareto(
@@ -53,6 +57,37 @@ def pareto(
     found["efficient"] = ("protocol", front(found["seconds"].values, found["spearman"].values))
     order = np.lexsort((-found["spearman"].values, found["seconds"].values))  # NaN comes last
     return found.isel(protocol=order).assign_attrs(reliability=reliability)
+
+
+def seed_reliability(
+    results: xr.Dataset, protocol: str, *, models: Models = "independent", bn_mode: str = "eval"
+) -> float:
+    """Spearman's correlation over models of a protocol with itself under another seed.
+
+    The mean over pairs of seeds and over datasets; NaN if no two seeds have four models in common.
+
+    Parameters
+    ----------
+    results : of `open_results(seeds=True)`
+    protocol : such as a fine-tuning
+    models, bn_mode : as in `correlate_protocols`
+
+    Raises
+    ------
+    ValueError
+        The protocol, BN mode or choice of models does not exist, or `results` have no seeds.
+    """
+    existing("protocol", protocol, [str(name) for name in results["protocol"].values])
+    if "seed" not in results.dims:
+        raise ValueError("results must have their seeds, as of open_results(seeds=True)")
+    scores = scores_of(results, models=models, bn_mode=bn_mode).sel(protocol=protocol)
+    found = []
+    for cells in scores.transpose("dataset", "seed", "model").values:
+        for one, other in combinations(cells, 2):
+            both = np.isfinite(one) & np.isfinite(other)
+            if np.count_nonzero(both) >= FEWEST_MODELS:
+                found.append(spearman(one[both], other[both]))
+    return float(mean(np.array(found, dtype=float), 0))
 
 
 def front(cost: Floats, gain: Floats) -> Bools:

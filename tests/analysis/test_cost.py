@@ -1,11 +1,14 @@
 """The efficient protocols against a comparison of every two."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import xarray as xr
+from scipy import stats
 
 from featstore.analysis.correlate import correlate_protocols
-from featstore.analysis.cost import front, pareto
+from featstore.analysis.cost import front, pareto, seed_reliability
 from featstore.analysis.predict import predictors
 
 
@@ -83,3 +86,27 @@ def test_a_reliability_that_is_none_is_refused(study, reliability):
 def test_what_does_not_exist_is_refused_by_name(study):
     with pytest.raises(ValueError, match="target must be one of knn-marks, .* got 'svm'"):
         pareto(study, "svm")
+
+
+def test_reliability_is_the_mean_correlation_of_every_two_seeds(study):
+    rng = np.random.default_rng(0)
+    seeds = study[["score"]].expand_dims(seed=3)
+    seeds = seeds + rng.normal(0, 0.05, tuple(seeds.sizes[dim] for dim in seeds["score"].dims))
+    seeds["score"][2, :6, 1] = np.nan  # three models have the last seed there
+    scores = seeds["score"].sel(bn_mode="eval", protocol="logreg")
+    expected = [
+        stats.spearmanr(a, b, nan_policy="omit").statistic
+        for number, cells in enumerate(scores.transpose("dataset", "seed", "model"))
+        for a, b in combinations(cells.values[:2] if number == 1 else cells.values, 2)
+    ]
+    assert len(expected) == 7
+    assert seed_reliability(seeds, "logreg") == pytest.approx(np.mean(expected))
+    few = seeds.isel(model=[0, 1, 2])
+    assert np.isnan(seed_reliability(few, "logreg"))
+
+
+def test_without_seeds_there_is_no_reliability(study):
+    with pytest.raises(ValueError, match=r"results must have their seeds, as of open_results"):
+        seed_reliability(study, "logreg")
+    with pytest.raises(ValueError, match="protocol must be one of .* got 'svm'"):
+        seed_reliability(study, "svm")

@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -62,10 +62,8 @@ def open_outcomes(
         There is no such BN mode.
     """
     where = f"on {dataset} in BN mode {bn_mode} with seed {seed}"
-    damaged: list[FeatStoreError] = []
-    documents = _cells(
-        root, dataset, protocols, bn_mode, seed, damaged if skip_errors else None
-    )  # fmt: skip
+    damaged: list[FeatStoreError] | None = [] if skip_errors else None
+    documents = _cells(root, dataset, protocols, bn_mode, seed, damaged)
     documents = [one for one in documents if not models or one["model"] in models]
     for what, asked in (("model", models), ("protocol", protocols)):
         lacking = [name for name in asked if name not in {one[what] for one in documents}]
@@ -74,39 +72,28 @@ def open_outcomes(
                 f"no cell {where} of {what} {', '.join(lacking)} in {root}. Run: featstore probe, "
                 f"or finetune, or leave it out"
             )
-    correct: dict[tuple[str, str], np.ndarray] = {}
-    images: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # what cells are of, as it is told
-    of_images, of_metric, useless = {}, {}, []
-    for one in documents:
-        place = one["model"], one["protocol"]
-        try:
-            rows = outcomes_of(one)
-            if not _tells(rows):
-                useless.append(one["protocol"])
-                continue
-            index, label, correct[place] = _in_order(one, rows)
-        except CorruptStoreError as error:
-            if not skip_errors:
-                raise
-            damaged.append(error)
-            continue
-        of_metric[place], of_images[place] = one["headline"], _told(index, label)
-        images[of_images[place]] = index, label
-    for fault in damaged:
+    cells, images, useless = _read(documents, damaged)
+    for fault in damaged or ():
         logger.warning("left out: %s", fault)
-    if useless and (protocols or not correct):
+    if useless and (protocols or not cells):
         raise _no_categories(f"{', '.join(dict.fromkeys(useless))} {where}")
-    if not correct:
-        raise FeatStoreError(f"all {len(damaged)} records {where} are damaged. Probe again")
-    metric = _the_one(of_metric, f"cells {where} are not of one metric")
-    index, label = images[_the_one(of_images, f"cells {where} are not of the same test images")]
+    if not cells:
+        raise FeatStoreError(f"all records {where} are damaged. Probe again")
+    metric = _the_one(
+        {place: one.metric for place, one in cells.items()}, f"cells {where} are not of one metric"
+    )
+    which = _the_one(
+        {place: one.images for place, one in cells.items()},
+        f"cells {where} are not of the same test images",
+    )
+    index, label = images[which]
 
-    names = sorted({model for model, _ in correct})
-    columns = sorted({protocol for _, protocol in correct}, key=natural)
+    names = sorted({model for model, _ in cells})
+    columns = sorted({protocol for _, protocol in cells}, key=natural)
     values = np.full((len(names), len(columns), len(index)), np.nan, np.float32)
-    for (model, protocol), right in correct.items():
-        values[names.index(model), columns.index(protocol)] = right
-    infos = {one["model"]: one["model_info"] for one in documents}
+    for (model, protocol), one in cells.items():
+        values[names.index(model), columns.index(protocol)] = one.correct
+    infos = {document["model"]: document["model_info"] for document in documents}
     return xr.Dataset(
         {
             "correct": (("model", "protocol", "image"), values),
@@ -174,6 +161,14 @@ def per_class_accuracy(
     )
 
 
+class _Cell(NamedTuple):
+    """What one record says: of which images, as it is told, and (n,) if each was told right."""
+
+    images: str
+    metric: str
+    correct: np.ndarray
+
+
 def _cells(
     root: str | Path,
     dataset: str,
@@ -203,6 +198,33 @@ def _cells(
     found.sort(key=lambda one: bool(one["bn_mode"] == bn_mode))  # of two, the one asked for is last
     last = {(one["model"], one["protocol"]): one for one in found}
     return [last[place] for place in sorted(last)]
+
+
+def _read(
+    documents: Sequence[Mapping[str, Any]], damaged: list[FeatStoreError] | None
+) -> tuple[
+    dict[tuple[str, str], _Cell], dict[str, tuple[np.ndarray, np.ndarray]], list[str]
+]:  # fmt: skip
+    """Cells by model and protocol, index and label of each set of images that they are of, and
+    protocols that keep no single category of an image.
+    """
+    cells, images, useless = {}, {}, []
+    for one in documents:
+        try:
+            rows = outcomes_of(one)
+            if not _tells(rows):
+                useless.append(one["protocol"])
+                continue
+            index, label, correct = _in_order(one, rows)
+        except CorruptStoreError as error:
+            if damaged is None:
+                raise
+            damaged.append(error)
+            continue
+        told = _told(index, label)
+        images[told] = index, label  # once each: they are the same in nearly all cells
+        cells[one["model"], one["protocol"]] = _Cell(told, one["headline"], correct)
+    return cells, images, useless
 
 
 def _tells(rows: Mapping[str, np.ndarray]) -> bool:

@@ -106,11 +106,11 @@ class Published:
 def published(name: str) -> xr.Dataset:
     """Published numbers as a Dataset like that of `open_results()`, so that all analyses take it.
 
-    `score` is the headline metric; `low` and `high` are its 95 % interval where one was printed,
-    else NaN, as is all that no table says (`seconds`, ...). Models and datasets have the
-    catalogue's names and descriptions, protocols featstore's names where it runs them. Means over
-    datasets stand under datasets of their own (`mean-of-11`), which have metrics and no score, so
-    that no analysis counts them beside what they are means of.
+    `score` is the headline metric, of surface normals the share within 30 degrees; `low` and `high`
+    are its 95 % interval where one was printed, else NaN, as is all that no table says (`seconds`,
+    ...). Models and datasets have the catalogue's names and descriptions, protocols featstore's
+    names where it runs them. Means over datasets stand under datasets of their own (`mean-of-11`),
+    which have metrics and no score, so that no analysis counts them beside what they are means of.
 
     Parameters
     ----------
@@ -120,10 +120,10 @@ def published(name: str) -> xr.Dataset:
     Returns
     -------
     Dataset with dims (model, dataset, bn_mode, protocol), in the order of the tables
-        Each metric has the attributes `scale` (`share` of 0..1, or `real`), `units` as printed and
-        `better` (`higher`, `lower`, or "" for neither). Beside the coordinates of `open_results()`,
-        `table` (dataset, protocol) says where numbers stand and `note` (model, dataset, protocol)
-        what is said beside them, and of model cards the source; for ericsson2021
+        Each metric has the attributes `scale` (`share` of 0..1, or `real`), `units` ("1" of a
+        share) and `better` (`higher`, `lower`, or "" for neither). Beside the coordinates of
+        `open_results()`, `table` (dataset, protocol) says where numbers stand and `note` (model,
+        dataset, protocol) what is said beside them, and of model cards the source; for ericsson2021
         `pretraining_epochs` and `pretraining_batch_size` (model).
 
     Raises

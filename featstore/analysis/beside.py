@@ -13,6 +13,7 @@ from featstore.analysis.selection import existing
 from featstore.errors import FeatStoreError
 from featstore.kernels.correlate import spearman
 from featstore.kernels.intervals import fisher
+from featstore.results import check_results
 
 _DIMS = ("model", "dataset", "protocol")
 _COLUMNS = ("ours", "ours_low", "ours_high", "theirs", "theirs_low", "theirs_high")
@@ -50,13 +51,12 @@ def compare_published(
     UnknownNameError
         No tables of that name are held.
     ValueError
-        The BN mode does not exist, or results were opened with their seeds.
+        The BN mode does not exist, or `results` are none, or have their seeds.
     FeatStoreError
         Nothing is shared.
     """
     known = published_study(study)
-    if "seed" in results.dims:
-        raise ValueError("results have a dim seed; means over seeds are compared: open them anew")
+    check_results(results)
     existing("bn_mode", bn_mode, results["bn_mode"].values)
     mine, theirs = results.sel(bn_mode=bn_mode), published(study).sel(bn_mode="eval")
     answers = _answers(known)

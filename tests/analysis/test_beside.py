@@ -180,8 +180,10 @@ def test_names_that_do_not_exist_are_refused(root):
         compare_published(results, "marks2024")
     with pytest.raises(ValueError, match="bn_mode must be one of eval, got 'adapt'"):
         compare_published(results, bn_mode="adapt")
-    with pytest.raises(ValueError, match="means over seeds are compared"):
+    with pytest.raises(ValueError, match="seed"):
         compare_published(open_results(root, seeds=True))
+    with pytest.raises(ValueError, match="these are no results"):
+        compare_published(xr.Dataset({"a": 1}))
 
 
 def test_published_numbers_beside_themselves_agree_in_full():

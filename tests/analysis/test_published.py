@@ -15,7 +15,7 @@ import featstore
 from featstore.analysis.published import FOLDER, NAMES, published, published_study
 from featstore.errors import UnknownNameError
 from featstore.reporting.page import report
-from featstore.results import open_results
+from featstore.results import check_results, open_results
 
 from .made_records import put
 
@@ -226,6 +226,7 @@ def test_the_form_is_that_of_open_results(study, tmp_path):
     _, found = study
     put(tmp_path, 0.9, model="m", dataset="cifar10@ericsson", protocol="logreg-ericsson")
     own = open_results(tmp_path)
+    check_results(found)
     assert {*own.coords} <= {*found.coords}
     for name, variable in own.variables.items():
         if name in own.coords or name in ("score", "low", "high", "top1", "n_test", "seconds"):

@@ -164,7 +164,8 @@ def _what(
     """What the numbers are."""
     unit = " (%)" if share else ""
     count = chosen["score"].notnull().any([d for d in chosen["score"].dims if d != "model"])
-    models = f"{int(count.sum())} models"
+    number = int(count.sum())
+    models = f"{number} model{'s' if number != 1 else ''}"
     if protocol is None:
         metric = _metrics(chosen)
         return (

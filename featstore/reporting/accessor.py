@@ -39,8 +39,8 @@ def _method(
 class Accessor:
     """What featstore can say of results, as `results.featstore.rank()`.
 
-    It is there on every Dataset once featstore is imported. Apart from `compare` and `table`, methods
-    are the functions of featstore of the same options, and say the same.
+    It is there on every Dataset once featstore is imported. Apart from `compare` and `table`,
+    methods are the functions of featstore of the same options, and say the same.
 
     Parameters
     ----------

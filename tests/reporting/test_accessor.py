@@ -127,7 +127,7 @@ def test_records_are_found_beside_what_was_opened(study, tmp_path):
         assert opened.featstore.compare(*models)["paired"].all()
         assert opened.sel(bn_mode=["eval"]).featstore.compare(*models)["paired"].all()
         read = opened.load()
-    assert "paired test" in read.featstore.table(protocol="ncm")
+    assert "paired test" in read.featstore.table(protocol="ncm", models="all")
     assert "no test was made" in read.featstore.table("latex", root=tmp_path)
     path = read.featstore.report(tmp_path / "r.html")
     assert all(model in path.read_text(encoding="utf-8") for model in models)

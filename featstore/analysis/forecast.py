@@ -201,6 +201,8 @@ def _predictors(cells: xr.Dataset, target: str, home: str, asked: Sequence[str])
     names = [str(name) for name in cells["protocol"].values]
     if asked:
         return [existing("predictors", name, names) for name in dict.fromkeys(asked)]
+    if "seconds" not in cells:
+        raise ValueError("predictors must be named: results do not say what takes how many seconds")
     cells = cells.squeeze("bn_mode")
     seconds = cells["seconds"].where(cells["score"].notnull()).median(["model", "dataset"])
     cheap = seconds <= CHEAP * seconds.sel(protocol=target, drop=True)

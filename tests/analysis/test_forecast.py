@@ -200,6 +200,8 @@ def test_without_names_all_that_is_cheap_and_whole_predicts():
     assert list(forecast(results, target="knn")["predictor"].values) == ["logme"]
     with pytest.raises(ValueError, match="predictors must be named: .* home .* of ncm at most"):
         forecast(results, target="ncm")
+    with pytest.raises(ValueError, match="predictors must be named: results do not say"):
+        forecast(results.drop_vars("seconds"), target="finetune")
 
 
 def test_a_model_without_a_predictor_is_neither_foretold_nor_learnt_from():

@@ -69,9 +69,10 @@ def family_gap(
         (pooled - within), each with the limits `_low` and `_high` of its 95 % interval. `p` of the
         two-sided permutation test within backbones, `p_smallest`, below which no arrangement of
         these scores gets (2 / 84 where three of one group stand against six in the one backbone
-        that has both; each p by itself, see `holm`), `n_arrangements`, and `exact`, 1 if all were looked at. `n` models, and
-        `n_within` in backbones with both groups; below four there is no number. `n_cell` and
-        `n_clip` (group, held) count models, and those taught by CLIP, and so show the confounding.
+        that has both; each p by itself, see `holm`), `n_arrangements`, and `exact`, 1 if all were
+        looked at. `n` models, and `n_within` in backbones with both groups; below four there is no
+        number. `n_cell` and `n_clip` (group, held) count models, and those taught by CLIP, and so
+        show the confounding.
 
     Raises
     ------

@@ -52,6 +52,16 @@ def test_a_sample_has_the_coefficients_that_are_called_true(coverage, population
     assert true["kendall"] == pytest.approx(stats.kendalltau(x, y).statistic, abs=0.02)
 
 
+def test_models_go_together_across_datasets_and_protocols_on_each(coverage):
+    pairs = coverage.samples("datasets", 0.6, (4000, 5), np.random.default_rng(3))
+    assert len(pairs) == coverage.DATASETS
+    (x, y), (other, _) = pairs[:2]
+    assert np.corrcoef(x.ravel(), y.ravel())[0, 1] == pytest.approx(0.6, abs=0.03)
+    found = np.corrcoef(x.ravel(), other.ravel())[0, 1]
+    assert found == pytest.approx(coverage.ALIKE_ACROSS, abs=0.03)
+    assert len(coverage.samples("t5", 0.6, (2, 9), np.random.default_rng(3))) == 1
+
+
 def test_models_of_a_lineage_go_together(coverage):
     x, y = coverage.sample("lineages", 0.6, (4000, 20), np.random.default_rng(2))
     for one in (x, y):
@@ -93,6 +103,8 @@ def test_the_default_covers_what_it_says_in_the_committed_table(statistic):
     assert np.all((found > 0.93) & (found < 0.97))
     by_lineage = coverages("jackknife", statistic, "lineages", (20,))
     assert np.all((by_lineage > 0.93) & (by_lineage < 0.97))
+    of_means = coverages("jackknife", statistic, "datasets", (14, 26))
+    assert np.all((of_means > 0.93) & (of_means < 0.97))
     assert np.all(coverages("jackknife, each model a unit", statistic, "lineages", (20,)) < 0.955)
 
 

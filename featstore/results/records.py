@@ -145,7 +145,7 @@ def records(
         A record is of another format version.
     """
     of_dataset, of_protocol = (encode_part(one) if one else "*" for one in (dataset, protocol))
-    of_seed = "*" if seed is None else f"{seed}-*"
+    of_seed = "[0-9]*-*" if seed is None else f"{seed}-*"  # so is no other JSON named
     for folder in sorted(Path(root).glob(f"*/{of_dataset}/*")):
         marked: dict[str, str] | None = None  # read where there is a record to judge by it
         for number, path in enumerate(sorted(folder.glob(f"{of_protocol}/{of_seed}.json"))):

@@ -30,8 +30,21 @@ def test_a_benchmark_says_what_it_measured_beside_what(name, tmp_path):
         assert row["baseline"] in done.stdout
 
 
+@pytest.mark.slow
+def test_the_benchmark_of_analyses_says_what_it_measured_beside_what(tmp_path):
+    out = tmp_path / "analyses.json"
+    command = [sys.executable, "-W", "error", SCRIPTS / "analyses.py", "--small", "--json", out]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())
+    assert {row["what"].partition(",")[0] for row in rows} >= {"open results.zarr", "open_results"}
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["seconds"] / row["baseline_seconds"])
+        assert row["what"] in done.stdout
+
+
 def test_every_script_that_measures_is_run_by_all():
-    others = {"all", "common", "coverage", "protocols", "finetune", "gpu", "backbones"}
+    others = {"all", "analyses", "common", "coverage", "protocols", "finetune", "gpu", "backbones"}
     assert {path.stem for path in SCRIPTS.glob("*.py")} == others | set(NAMES)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 DASH = "–"
-_BREAK = r"(?<=[-_/@:])(?=\w)|(?<=\w)(?=\+)"  # where a name may go on in a new line
+_BREAK = r"(?<=[-_/@:=])(?=\w)|(?<=\w)(?=\+)"  # where a name may go on in a new line
 
 
 def percent(value: float) -> str:
@@ -36,6 +36,13 @@ def signed_coefficient(value: float) -> str:
 def tenths(value: float) -> str:
     """A number with one decimal."""
     return f"{value:.1f}" if np.isfinite(value) else DASH
+
+
+def probability(value: float) -> str:
+    """A p-value with two digits: 0.0238 -> .024; what is below .001 is said to be so."""
+    if not np.isfinite(value):
+        return DASH
+    return "< .001" if value < 0.001 else f"{value:.2g}".replace("0.", ".", 1)
 
 
 def count(value: float) -> str:
@@ -76,6 +83,7 @@ FILTERS: dict[str, Callable[[Any], str]] = {
     "signed_r": signed_coefficient,
     "tenths": tenths,
     "count": count,
+    "p": probability,
     "time": duration,
 }
 """By the names that templates know them by."""

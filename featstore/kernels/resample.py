@@ -123,6 +123,10 @@ def bootstrap_accuracies(
     resample is a vector of how often each row is drawn, and all sums are one product of these
     counts with `correct`: integers below 2**24, which float32 adds without rounding.
 
+    Of a category one row less is drawn than it has, or small ones would spread too little: by half
+    the variance if they have two. Source: McCarthy, Snowden, *The Bootstrap and Finite Population
+    Sampling* (1985); Rao, Wu, *Resampling Inference with Complex Survey Data* (1988).
+
     Parameters
     ----------
     correct : (n, M) bool, n in 1..2**24 rows and M models
@@ -153,22 +157,24 @@ def bootstrap_accuracies(
         raise ValueError(f"resamples and block must be at least 1, got {resamples} and {block}")
     first: int | np.ndarray = 0
     beyond: int | np.ndarray = n
+    draws = n
     right: np.ndarray = correct.astype(np.float32)
     if strata is not None:
         if strata.shape != (n,):
             raise ValueError(f"strata must be ({n},) as rows of correct, got {strata.shape}")
         size = np.unique(strata, return_counts=True)[1]
-        rows_of_own = np.repeat(size, size)
-        beyond = np.repeat(np.cumsum(size), size)
-        first = beyond - rows_of_own
-        share = n / (len(size) * rows_of_own[:, None])
+        drawn = np.maximum(size - 1, 1)
+        draws = int(drawn.sum())
+        beyond = np.repeat(np.cumsum(size), drawn)
+        first = beyond - np.repeat(size, drawn)
+        share = n / (len(size) * np.repeat(drawn, size)[:, None])
         right = correct[np.argsort(strata, kind="stable")] * share
     hits = np.empty((resamples, correct.shape[1]), right.dtype)
     counts = np.empty((min(block, resamples), n), right.dtype)
     for start in range(0, resamples, block):
         some = counts[: min(block, resamples - start)]
         for one in some:
-            one[:] = np.bincount(rng.integers(first, beyond, size=n), minlength=n)
+            one[:] = np.bincount(rng.integers(first, beyond, size=draws), minlength=n)
         np.matmul(some, right, out=hits[start : start + len(some)])
     accuracies = hits / np.float64(n)
     # Sums of shares round: without this, models that are the same would differ by it.

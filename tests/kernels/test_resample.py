@@ -189,7 +189,7 @@ def test_within_categories_mean_and_covariance_are_those_of_the_categories(block
     )
     of_category = [correct[labels == c] for c in (0, 2, 7)]
     mean = np.mean([rows.mean(axis=0) for rows in of_category], axis=0)
-    exact = sum(np.cov(rows.T, ddof=0) / len(rows) for rows in of_category) / 9
+    exact = sum(np.cov(rows.T) / len(rows) for rows in of_category) / 9  # without bias
     np.testing.assert_allclose(found.mean(axis=0), mean, atol=1.5e-3)
     np.testing.assert_allclose(np.cov(found.T), exact, atol=0.04 * exact.max())
     np.testing.assert_array_equal(found[:, 1], found[:, 3])  # they are the same model
@@ -201,16 +201,36 @@ def test_within_categories_mean_and_covariance_are_those_of_the_categories(block
     )
 
 
-def test_within_categories_intervals_are_those_of_binomial_draws():
+def test_within_categories_resamples_are_distributed_as_binomial_draws():
     correct, labels = categories()
     found = bootstrap_accuracies(
         correct, resamples=20_000, rng=np.random.default_rng(1), strata=labels
     )
-    for model in range(4):
-        expected = stratified_bootstrap(
-            correct[:, model], labels, 8, resamples=20_000, rng=np.random.default_rng(2)
-        )
-        assert np.quantile(found[:, model], [0.025, 0.975]) == pytest.approx(expected, abs=0.006)
+    rng, parts = np.random.default_rng(2), []
+    for category in (0, 2, 7):
+        rows = correct[labels == category]
+        less = len(rows) - 1
+        parts.append(rng.binomial(less, rows.mean(axis=0), (20_000, 4)) / less)
+    expected = np.mean(parts, axis=0)
+    ends = [0.005, 0.025, 0.5, 0.975, 0.995]
+    np.testing.assert_allclose(
+        np.quantile(found, ends, axis=0), np.quantile(expected, ends, axis=0), atol=0.008
+    )
+
+
+def test_categories_of_two_rows_spread_as_their_mean_does_over_samples():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(100), 2)
+    spreads = []
+    for _ in range(300):
+        correct = rng.random((200, 1)) < 0.7
+        found = bootstrap_accuracies(correct, resamples=100, rng=rng, strata=labels)
+        spreads.append(found.var())
+    assert np.mean(spreads) == pytest.approx(0.7 * 0.3 / 200, rel=0.03)
+    single = bootstrap_accuracies(
+        np.array([[True], [False]]), resamples=5, rng=rng, strata=np.arange(2)
+    )
+    assert (single == 0.5).all()
 
 
 def test_normal_p_values_go_on_where_resamples_end():

@@ -36,8 +36,9 @@ def compare_models(
 
     `difference` has an interval by the paired bootstrap, of each pair by itself: images are drawn
     again, the same for all models, within each dataset, and within each category where the
-    dataset's metric is `mean_per_class` (one less than it has, see `bootstrap_accuracies`). Datasets with the same index and label of every image are
-    taken to be one set of images changed in several ways, as by blur, and drawn together.
+    dataset's metric is `mean_per_class` (one less than it has, see `bootstrap_accuracies`).
+    Datasets with the same index and label of every image are taken to be one set of images changed
+    in several ways, as by blur, and drawn together.
 
     What is said of many pairs holds for all at once with probability `confidence`: `p_holm` is
     adjusted for being one of all pairs (Holm 1979), and a model's rank lies between `rank_low`, one

@@ -27,6 +27,10 @@ def test_results_pass_whether_or_not_they_say_what_a_score_is():
     check_results(results().sel(protocol=["logreg"]).drop_vars(["scale", "headline"]))
 
 
+def test_scores_that_chance_is_taken_out_of_may_fall_below_it():
+    check_results(results().assign(score=results()["score"] - 0.52))  # as of k-means
+
+
 @pytest.mark.parametrize("dim", ["model", "dataset", "bn_mode", "protocol"])
 def test_what_is_there_twice_is_refused(dim):
     twice = xr.concat([results(), results().isel({dim: [0]})], dim, data_vars="all", join="outer")
@@ -45,7 +49,7 @@ def test_what_is_there_twice_is_refused(dim):
     (lambda one: one.expand_dims(seed=[0]), "without seeds=True"),
     (lambda one: one.drop_vars("model"), "the dim model has no names"),
     (lambda one: one.assign(score=100 * one["score"]), "that of a e eval logreg is 50 .*Divide"),
-    (lambda one: one.assign(score=one["score"] - 0.6), "that of a e eval logreg is -0.1 "),
+    (lambda one: one.assign(score=one["score"] - 1.6), "that of a e eval logreg is -1.1 "),
     (lambda one: one.assign_coords(headline=one["headline"] + ", top5"), r"logreg on d are of sev"),
 ])  # fmt: skip
 def test_what_are_no_results_is_refused(change, message):

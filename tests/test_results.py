@@ -506,6 +506,7 @@ def test_records_of_another_format_version_say_what_to_do(tmp_path, version, nex
     ({"headline": "top9"}, "its headline 'top9' is none of its metrics"),
     ({"n_test": "twenty"}, "its 'n_test' is 'twenty'"),
     ({"seconds": 10**400}, "its 'seconds' is 1000"),
+    ({"seconds": float("inf")}, "its 'seconds' is inf"),
     ({"metrics": {"top1": 0.5}}, "its metric 'top1' is 0.5"),
     ({"metrics": {"top1": {"value": "0.5", "low": 0, "high": 1}}}, "its metric 'top1' is {'value'"),
     ({"certificate": {"converged": "yes"}}, "its 'converged' is 'yes'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,10 @@ import xarray as xr
 
 from featstore.analysis.differences import compare_outcomes
 from featstore.analysis.selection import Models, existing, of_models, shares
-from featstore.errors import FeatStoreError
+from featstore.errors import CorruptStoreError, FeatStoreError
 from featstore.results import check_results, open_outcomes
+
+logger = logging.getLogger(__name__)
 
 _TESTED = {"top1", "mean_per_class"}
 _LATEX = {
@@ -131,6 +134,9 @@ def _alike(
         if not {one.attrs["metric"] for one in outcomes} <= _TESTED:
             return set()  # of such as average precision, images being right are not the score
         found = compare_outcomes(outcomes, protocol=protocol, models="all")
+    except CorruptStoreError as error:
+        logger.warning("not tested: %s", error)
+        return set()
     except (FeatStoreError, ValueError):  # several labels an image, no classifier, one model, ...
         return set()
     return {str(name) for name in found["model"].values[~found["separable_from_best"].values]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import xarray as xr
 
 from featstore.analysis.differences import compare_outcomes
 from featstore.analysis.selection import existing, shares
-from featstore.errors import FeatStoreError
+from featstore.errors import CorruptStoreError, FeatStoreError
 from featstore.kernels.testing import holm
 from featstore.results import check_results, open_outcomes
+
+logger = logging.getLogger(__name__)
 
 _DIMS = ("dataset", "protocol")
 _PAIRED = ("top1", "mean_per_class")  # scores that images being right or wrong decide
@@ -98,6 +101,9 @@ def _paired(
         if outcomes.attrs["metric"] not in _PAIRED:
             return {}
         found = compare_outcomes([outcomes], protocol=protocol, models="all", resamples=resamples)
+    except CorruptStoreError as error:
+        logger.warning("not paired: %s", error)
+        return {}
     except (FeatStoreError, ValueError):  # no such cell, several labels an image, other images, ...
         return {}
     cell = found.sel(model=models[0], other=models[1])

@@ -134,6 +134,16 @@ def test_only_models_of_the_table_are_tested(root):
     assert [parted(row[1], "markdown")[1] for row in markdown_rows(text)[1:]] == ["bold", ""]
 
 
+def test_predictions_that_are_damaged_are_named_and_test_nothing(root, tmp_path, caplog):
+    copy = tmp_path / "r"
+    shutil.copytree(root, copy)
+    bad = next(copy.glob("good/d_1/eval/logreg/*.npz"))
+    bad.write_bytes(bad.read_bytes()[:-9])
+    text = text_table(open_results(copy), form="markdown", protocol="logreg", root=copy)
+    assert r"Not tested: d\_1." in text
+    assert f"not tested: {bad} is not what was written" in caplog.text
+
+
 def test_equal_scores_are_all_best(tmp_path):
     for model in "abc":
         put(tmp_path, model, "d", "logreg", 0.5)

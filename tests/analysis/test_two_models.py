@@ -108,6 +108,17 @@ def test_scores_that_are_no_share_of_images_are_not_paired(cells):
     assert missing["difference"].sel(protocol=["map", "none"]).isnull().all()
 
 
+def test_predictions_that_are_damaged_are_named_and_pair_nothing(tmp_path, caplog):
+    for model, seed in (("a", 1), ("b", 2)):
+        put(tmp_path, model, "d", "knn", np.random.default_rng(seed).random(N) < 0.5)
+    (bad,) = tmp_path.glob("a/*/*/*/*.npz")
+    bad.write_bytes(b"")
+    found = compare_two_models(open_results(tmp_path), "a", "b", root=tmp_path)
+    assert not found["paired"].any()
+    assert found["low"].notnull().all()
+    assert f"not paired: {bad} is not what was written" in caplog.text
+
+
 def test_names_that_are_not_there_are_refused(cells):
     results = open_results(cells[0])
     with pytest.raises(ValueError, match="model must be one of a, b, c, got 'x'"):

@@ -307,7 +307,7 @@ def test_every_figure_can_be_saved(page, tmp_path):
     for name in ("bn-shift", "reliability-logreg", "pair-finetune-marks"):
         figure = page.locator("figure", has=page.locator(f'svg[data-name="{name}"]'))
         assert (
-            figure.get_by_role("button").get_attribute("aria-label").startswith("Download as SVG")
+            figure.get_by_role("button").get_attribute("aria-label").startswith("Save SVG: ")
         )
         stands_alone(saved(page, figure.get_by_role("button"), tmp_path).read_text("utf-8"))
 
@@ -363,6 +363,7 @@ def test_the_keyboard_skips_to_the_results(page):
 
 
 def test_whoever_cannot_see_is_told_what_everything_is(page):
+    page.evaluate('document.querySelectorAll("details").forEach(one => one.open = true)')
     for role in ("banner", "main", "navigation"):
         assert page.get_by_role(role).count() == 1
     nameless = page.evaluate(
@@ -372,6 +373,11 @@ def test_whoever_cannot_see_is_told_what_everything_is(page):
         .map(one => one.outerHTML.slice(0, 99))"""
     )
     assert nameless == []
+    regions = page.evaluate(
+        """[...document.querySelectorAll("section, [role=region]")]
+        .filter(one => one.checkVisibility()).map(one => one.getAttribute("aria-label"))"""
+    )
+    assert len(regions) == len(set(regions)) > 20
     levels = page.evaluate(
         '[...document.querySelectorAll("h1, h2, h3, h4")].map(one => Number(one.tagName[1]))'
     )

@@ -234,7 +234,7 @@ function savable(picture) {
   const plot = picture.matches("svg");
   const title = plot ? picture.getAttribute("aria-label") : picture.dataset.title;
   const button = make("button", { type: "button", className: "save", textContent: "Save SVG" });
-  button.setAttribute("aria-label", `Download as SVG: ${title}`);
+  button.setAttribute("aria-label", `Save SVG: ${title}`);
   button.addEventListener("click", () => {
     const text = new XMLSerializer().serializeToString(plot ? drawn(picture) : tabled(picture));
     const url = URL.createObjectURL(new Blob([text], { type: "image/svg+xml" }));

@@ -68,8 +68,8 @@ def compare_models(
         `difference` of the score, that of `model` less that of `other`, `low`, `high`, `p`,
         `p_normal` or `p_mcnemar`, `p_holm`. Of each model, `score`, `score_low`, `score_high`,
         `rank` (1 is best, equals share theirs), `rank_low`, `rank_high`, and
-        `separable_from_best`: whether it is worse than the best model by Holm-adjusted tests
-        against that one alone. The attribute `left_out` names models that lack one of the datasets.
+        `separable_from_best`: whether the best model is significantly better, as one of all
+        pairs. The attribute `left_out` names models that lack one of the datasets.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def compare_outcomes(
             "rank": (single, rankdata(-score)),
             "rank_low": (single, 1 + better.sum(axis=0)),
             "rank_high": (single, len(common) - better.sum(axis=1)),
-            "separable_from_best": (single, np.append(False, holm(p[0, 1:]) < 1 - confidence)),
+            "separable_from_best": (single, better[0]),
         },
         {name: coord for name, coord in named.coords.items() if coord.dims == ("model",)}
         | {"other": named["model"].values},

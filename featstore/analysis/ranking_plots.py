@@ -22,9 +22,8 @@ def ranking_plot(comparison: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """The answer of `compare_models`: each model's rank and score with intervals, the best on top.
 
     A dot is the rank, a bar the ranks that it may have; all bars hold at once. Filled blue dots are
-    the best model and those not separable from it; hollow grey ones are worse by tests against that
-    one alone, which see more than all pairs do: their bar may begin at 1 nevertheless. Scores stand
-    to the right, with intervals of each by itself.
+    the best model and those not separable from it; hollow grey ones are worse. Scores stand to the
+    right, with intervals of each by itself.
     """
     names = [str(name) for name in comparison["model"].values]
     if ax is None:
@@ -40,7 +39,7 @@ def ranking_plot(comparison: xr.Dataset, *, ax: Axes | None = None) -> Axes:
             markerfacecolor=colour if open_ended[row] else "white", zorder=3,
         )  # fmt: skip
         dot.set_gid(f"tip:{names[row]}: rank {low:g} to {high:g}")  # a tooltip in the report
-    for filled, label in ((True, _OPEN), (False, "worse, tested against it alone")):
+    for filled, label in ((True, _OPEN), (False, "worse than the best")):
         if (open_ended == filled).any():
             colour = _BEST if filled else _OTHER
             ax.plot(

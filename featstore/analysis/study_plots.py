@@ -137,6 +137,8 @@ def pareto_front(costs: xr.Dataset, *, ax: Axes | None = None) -> Axes:
             ecolor=colour, elinewidth=0.8, alpha=0.6,
         )  # fmt: skip
     names = [str(name) for name in costs["protocol"].values]
+    marks = costs["transductive"].values if "transductive" in costs.coords else [False] * len(names)
+    names = [f"{name} {DAGGER}" if mark else name for name, mark in zip(names, marks, strict=True)]
     for number, name in enumerate(names):
         colour = OKABE_ITO[0] if efficient[number] else GREY
         (mark,) = ax.plot(seconds[number], rho[number], "o", color=colour, markersize=5.5)
@@ -153,9 +155,7 @@ def pareto_front(costs: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     ax.set_ylabel(f"Spearman's ρ with {target}", fontsize=9.5, color=INK)
     calm(ax)
     ax.set_ylim(max(-1.0, rho.min(initial=1.0) - 0.1), 1.04)
-    marks = costs["transductive"].values if "transductive" in costs.coords else [False] * len(names)
-    labels = [f"{names[at]} {DAGGER}" if marks[at] else names[at] for at in front]
-    _name_above(ax, seconds[front], rho[front], labels)
+    _name_above(ax, seconds[front], rho[front], [names[at] for at in front])
     return ax
 
 

@@ -38,7 +38,7 @@ def report(
 
     compared = open_similarity(results) if similarity_target(results).exists() else None
     found = open_results(results, skip_errors=skip_errors)
-    typer.echo(f"wrote {write(found, out, similarity=compared)}")
+    typer.echo(f"wrote {write(found, out, similarity=compared, records=results)}")
 
 
 @app.command(

@@ -9,8 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from featstore.analysis import plots, style
+from featstore.analysis.cost import pareto
 from featstore.analysis.selection import shares
 from featstore.analysis.similarity import similarity_map
+from featstore.analysis.study_plots import pareto_front
 from featstore.reporting.study import Study
 from featstore.reporting.svg import inline_svg, marker_svg
 from featstore.reporting.text import on_lines
@@ -36,7 +38,7 @@ def pairs(study: Study) -> dict[str, Markup]:
     drawn = {}
     for name in others:
         ax = plots.scatter(
-            study.ordered, name, study.reference, bn_mode=study.baseline, ax=_canvas(*_SQUARE)
+            study.ordered, name, study.reference, bn_mode=study.baseline, ax=canvas(*_SQUARE)
         )
         _fit_labels(ax)
         alt = (
@@ -63,7 +65,7 @@ def domains(study: Study) -> dict[str, Markup]:
             protocol=study.reference,
             in_domain=home,
             bn_mode=study.baseline,
-            ax=_canvas(*_SQUARE),
+            ax=canvas(*_SQUARE),
         )
         _fit_labels(ax)
         alt = (
@@ -83,7 +85,7 @@ def reliability(study: Study) -> dict[str, Markup]:
     drawn = {}
     for name in [str(name) for name in study.results["protocol"].values[there]][:MOST]:
         ax = plots.reliability(
-            study.ordered, protocol=name, bn_mode=study.baseline, ax=_canvas(1.9, 1.9)
+            study.ordered, protocol=name, bn_mode=study.baseline, ax=canvas(1.9, 1.9)
         )
         ax.set_title("")  # a caption says it, and can be as long as it likes
         alt = f"Accuracy over confidence by {study.labels[name]}, a line a model and their mean"
@@ -91,11 +93,29 @@ def reliability(study: Study) -> dict[str, Markup]:
     return drawn
 
 
+def front(study: Study) -> Markup | None:
+    """Seconds of each protocol against how well it goes with the most expensive one."""
+    found = pareto(
+        study.results,
+        study.targets[0].attrs["target"],
+        bn_mode=study.baseline,
+        correlations=study.correlations["independent"],
+    )
+    if not (found["spearman"].notnull() & (found["seconds"] > 0)).any():
+        return None
+    ax = pareto_front(found, ax=canvas(5.6, 3.0))
+    alt = (
+        f"Spearman's correlation with {study.labels[found.attrs['target']]} upward, seconds a "
+        f"cell across; the protocols that no cheaper one beats are named"
+    )
+    return inline_svg(ax, "front", alt)
+
+
 def bn_shift(study: Study) -> Markup:
     """What each BN mode changes, of a study in which one does."""
     moved = [one["change"].notnull().any(["model", "dataset"]).values for one in study.shift]
-    canvas = _canvas(5.6, 0.6 + 0.42 * np.count_nonzero(np.any(moved, axis=0)))
-    ax = plots.bn_shift(study.ordered, baseline=study.baseline, ax=canvas)
+    height = 0.6 + 0.42 * np.count_nonzero(np.any(moved, axis=0))
+    ax = plots.bn_shift(study.ordered, baseline=study.baseline, ax=canvas(5.6, height))
     alt = "Change of the score by BN mode, for each protocol and model with BatchNorm"
     return inline_svg(ax, "bn-shift", alt)
 
@@ -103,7 +123,7 @@ def bn_shift(study: Study) -> Markup:
 def alike(found: xr.Dataset, bn_mode: str) -> Markup:
     """The answer of `open_similarity` as a map."""
     side = 0.31 * found.sizes["model"]
-    ax = similarity_map(found, bn_mode=bn_mode, ax=_canvas(side, side))
+    ax = similarity_map(found, bn_mode=bn_mode, ax=canvas(side, side))
     alt = "Linear CKA of the features of every two models, mean over datasets"
     return inline_svg(ax, "alike", alt)
 
@@ -136,6 +156,6 @@ def _fit_labels(ax: Axes) -> None:
     ax.set_ylabel(on_lines(ax.get_ylabel(), _LONGEST))
 
 
-def _canvas(width: float, height: float) -> Axes:
+def canvas(width: float, height: float) -> Axes:
     """Axes of exactly this size in inches: labels lie outside, and the page has room for them."""
     return Figure(figsize=(width, height)).add_axes((0, 0, 1, 1))

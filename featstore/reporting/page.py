@@ -24,6 +24,7 @@ def report(
     *,
     reference: str | None = None,
     similarity: xr.Dataset | None = None,
+    records: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Path of a self-contained HTML report, written whole or not at all.
 
@@ -34,13 +35,19 @@ def report(
     reference : protocol that the others are drawn against; by default the first linear one
     similarity : of `open_similarity()`; with it, the report says how alike
         models' features are, and how far BN modes move them
+    records : folder of the records; with it, models are compared on the same test images
 
     Raises
     ------
     ValueError
         There is no result at all, or no protocol of the name `reference`.
     """
-    study = Study.of(results, reference=reference, similarity=similarity)
+    study = Study.of(
+        results,
+        reference=reference,
+        similarity=similarity,
+        records=None if records is None else Path(records),
+    )
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("featstore.reporting"),
         autoescape=True,

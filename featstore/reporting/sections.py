@@ -21,7 +21,7 @@ from featstore.analysis.compare import compare_protocols
 from featstore.analysis.resampling import STATISTICS
 from featstore.analysis.selection import shares
 from featstore.analysis.similarity import bn_displacement
-from featstore.reporting import facts, figures, tables
+from featstore.reporting import certainty, facts, figures, tables
 from featstore.reporting.study import Study
 
 Content = dict[str, Any]
@@ -62,9 +62,17 @@ def summary(study: Study) -> Content:
 
 def prediction(study: Study) -> Content:
     """Which protocols rank models as the expensive ones do."""
+    first = study.targets[0]
+    rows = [tables.predictor_rows(one) for one in study.targets]
+    behind = tables.behind_rows(study.rivals, rows[0])
+    for row, told in zip(rows[0], behind, strict=True):
+        row |= told
     return {
-        "targets": [(one, tables.predictor_rows(one)) for one in study.targets],
-        "tuned": study.targets[0].attrs["target"] != study.reference,
+        "targets": list(zip(study.targets, rows, strict=True)),
+        "tuned": first.attrs["target"] != study.reference,
+        "rivals": study.rivals is not None,
+        "n_behind": sum(row["p_holm"] < 0.05 for row in behind),
+        "picture": figures.front(study),
     }
 
 
@@ -117,6 +125,7 @@ def protocols(study: Study) -> Content:
         "pairs": tables.pair_rows([both[models] for models in study.choices]),
         "pictures": pictures,
         "n_others": len(shares(study.results)["protocol"]) - 1,
+        "hinges": certainty.hinges(study),
     }
 
 
@@ -225,14 +234,20 @@ SECTIONS = (
     Section("summary", "Summary", summary),
     Section("prediction", "Prediction", prediction),
     Section("ranking", "Ranking", ranking),
+    Section("certainty", "Certainty", certainty.certainty),
+    Section("stability", "Stability", certainty.stability),
     Section("scores", "Scores", scores),
     Section("protocols", "Protocols", protocols),
+    Section("images", "Images", certainty.images),
     Section("features", "Features", features),
     Section("domains", "Domains", domains),
+    Section("forecasts", "Forecasts", certainty.forecasts),
+    Section("gap", "Families", certainty.gap),
     Section("calibration", "Calibration", calibration),
     Section("bn", "BatchNorm", bn),
     Section("linear", "Short cuts", linear),
     Section("cost", "Cost", cost),
+    Section("beside", "Published", certainty.beside),
     Section("missing", "Missing", missing),
     Section("provenance", "Provenance", provenance),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import xarray as xr
@@ -13,6 +14,7 @@ from featstore.analysis.correlate import correlate_domains, correlate_protocols
 from featstore.analysis.predict import expensive, predictors
 from featstore.analysis.rank import rank_models
 from featstore.analysis.selection import in_domain_datasets, is_independent, reference_of
+from featstore.analysis.versus import compare_predictors
 from featstore.reporting import facts
 
 
@@ -26,12 +28,14 @@ class Study:
     reference : protocol that the others are drawn against
     baseline : the BN mode that is looked at where there is no word of BN modes
     similarity : of `open_similarity()`, if features were compared
+    records : folder of the records, in which is kept what was told of each test image
     """
 
     results: xr.Dataset
     reference: str
     baseline: str
     similarity: xr.Dataset | None = None
+    records: Path | None = None
 
     @classmethod
     def of(
@@ -40,6 +44,7 @@ class Study:
         *,
         reference: str | None,
         similarity: xr.Dataset | None,
+        records: Path | None = None,
     ) -> Study:
         """The study of these results, in BN mode `eval` if there is such.
 
@@ -52,7 +57,8 @@ class Study:
             raise ValueError("results hold no cell; there is nothing to report")
         modes = [str(mode) for mode in results["bn_mode"].values]
         baseline = "eval" if "eval" in modes else modes[0]
-        return cls(results, reference_of(results, reference, baseline), baseline, similarity)
+        reference = reference_of(results, reference, baseline)
+        return cls(results, reference, baseline, similarity, records)
 
     @property
     def how(self) -> dict[str, Any]:
@@ -125,6 +131,15 @@ class Study:
             )
             for name in expensive(self.results, self.reference, self.baseline)
         ]
+
+    @cached_property
+    def rivals(self) -> xr.Dataset | None:
+        """The answer of `compare_predictors` for the most expensive protocol; None of fewer than
+        two others.
+        """
+        if self.results.sizes["protocol"] < 3:
+            return None
+        return compare_predictors(self.results, self.targets[0].attrs["target"], **self.how)
 
     @cached_property
     def shift(self) -> list[dict[str, Any]]:

@@ -116,6 +116,24 @@ def domain_rows(found: xr.Dataset, of_all: xr.Dataset | None) -> Rows:
     return rows
 
 
+def behind_rows(rivals: xr.Dataset | None, rows: Rows) -> Rows:
+    """Of each row of `predictor_rows`, how far the best of them is ahead, and the p-value of that.
+
+    `behind` is [difference, low, high], `p_holm` is adjusted for all pairs of predictors; both are
+    NaN of the best itself, or where they cannot be told.
+    """
+    nothing = {"behind": [np.nan] * 3, "p_holm": np.nan}
+    if rivals is None or not rows:
+        return [dict(nothing) for _ in rows]
+    ahead = rivals.sel(protocol=rows[0]["protocol"])
+    out: Rows = [dict(nothing)]
+    for row in rows[1:]:
+        pair = ahead.sel(other=row["protocol"])
+        behind = [float(pair[name]) for name in ("difference", "low", "high")]
+        out.append({"behind": behind, "p_holm": float(pair["p_holm"])})
+    return out
+
+
 def calibration_rows(found: xr.Dataset) -> Rows:
     """A protocol of `calibration_errors` each."""
     counts = ["n_models", "n_cells", *(f"{name}_cells" for name in SCALED)]

@@ -57,6 +57,8 @@ def duration(seconds: float) -> str:
     for size, unit in ((3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
+    if seconds < 0.01:
+        return f"{1000 * seconds:.1f} ms"
     return f"{seconds:.{2 if seconds < 1 else 1 if seconds < 10 else 0}f} s"
 
 

@@ -109,7 +109,11 @@ def test_several_stabilities_show_the_share_with_the_same_top(study):
 def test_efficient_protocols_are_joined_and_named(study):
     costs = pareto(study, "finetune-marks")
     ax = drawn(study_plots.pareto_front(costs))
-    tips = {one.get_gid()[4:]: one for one in ax.lines if (one.get_gid() or "").startswith("tip:")}
+    tips = {
+        one.get_gid()[4:].removesuffix(" †"): one
+        for one in ax.lines
+        if (one.get_gid() or "").startswith("tip:")
+    }
     assert set(tips) == set(costs["protocol"].values)
     for name, mark in tips.items():
         cell = costs.sel(protocol=name)

@@ -306,9 +306,7 @@ def test_every_figure_can_be_saved(page, tmp_path):
     assert figures.count() == page.locator("figure > button.save").count()
     for name in ("bn-shift", "reliability-logreg", "pair-finetune-marks"):
         figure = page.locator("figure", has=page.locator(f'svg[data-name="{name}"]'))
-        assert (
-            figure.get_by_role("button").get_attribute("aria-label").startswith("Save SVG: ")
-        )
+        assert figure.get_by_role("button").get_attribute("aria-label").startswith("Save SVG: ")
         stands_alone(saved(page, figure.get_by_role("button"), tmp_path).read_text("utf-8"))
 
 

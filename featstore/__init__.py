@@ -12,9 +12,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what type checkers and editors see
     from featstore import datasets, finetuning, kernels, models, probes, store
     from featstore.analysis.batchnorm import backbone_bn, head_bn
+    from featstore.analysis.beside import compare_published
     from featstore.analysis.calibration import calibration_errors
     from featstore.analysis.compare import compare_protocols
     from featstore.analysis.correlate import correlate_domains, correlate_protocols
+    from featstore.analysis.cost import pareto, seed_reliability
+    from featstore.analysis.critical import critical_difference
+    from featstore.analysis.differences import compare_models
+    from featstore.analysis.families import family_gap
+    from featstore.analysis.forecast import forecast
+    from featstore.analysis.images import correlate_images
+    from featstore.analysis.influence import influence
     from featstore.analysis.plots import (
         correlation_map,
         heat_map,
@@ -23,8 +31,20 @@ if TYPE_CHECKING:  # what type checkers and editors see
         scatter_grid,
     )
     from featstore.analysis.predict import predictors
+    from featstore.analysis.published import published
     from featstore.analysis.rank import rank_models
+    from featstore.analysis.ranking_plots import critical_difference_plot, ranking_plot
     from featstore.analysis.similarity import bn_displacement, similarity_map
+    from featstore.analysis.stability import ranking_stability
+    from featstore.analysis.study_plots import (
+        family_gaps,
+        pareto_front,
+        predicted_against_true,
+        stability_curves,
+    )
+    from featstore.analysis.text_tables import text_table
+    from featstore.analysis.two_models import compare_two_models
+    from featstore.analysis.versus import compare_predictors
     from featstore.comparison import similarity
     from featstore.datasets import load_dataset
     from featstore.errors import FeatStoreError
@@ -34,7 +54,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from featstore.models import create_backbone, load_model
     from featstore.probes import score
     from featstore.reporting.page import report
-    from featstore.results import open_results, open_similarity, per_class_accuracy
+    from featstore.results import open_outcomes, open_results, open_similarity, per_class_accuracy
     from featstore.store import Store
     from featstore.sweep import probe
     from featstore.transfer import export_features, import_features, merge_store
@@ -52,33 +72,54 @@ _HOMES = {
     "backbone_bn": "featstore.analysis.batchnorm",
     "bn_displacement": "featstore.analysis.similarity",
     "calibration_errors": "featstore.analysis.calibration",
+    "compare_models": "featstore.analysis.differences",
+    "compare_predictors": "featstore.analysis.versus",
     "compare_protocols": "featstore.analysis.compare",
+    "compare_published": "featstore.analysis.beside",
+    "compare_two_models": "featstore.analysis.two_models",
     "correlate_domains": "featstore.analysis.correlate",
+    "correlate_images": "featstore.analysis.images",
     "correlate_protocols": "featstore.analysis.correlate",
     "correlation_map": "featstore.analysis.plots",
     "create_backbone": "featstore.models",
+    "critical_difference": "featstore.analysis.critical",
+    "critical_difference_plot": "featstore.analysis.ranking_plots",
     "export_features": "featstore.transfer",
     "extract": "featstore.extraction",
+    "family_gap": "featstore.analysis.families",
+    "family_gaps": "featstore.analysis.study_plots",
     "finetune": "featstore.finetuning",
+    "forecast": "featstore.analysis.forecast",
     "head_bn": "featstore.analysis.batchnorm",
     "heat_map": "featstore.analysis.plots",
     "import_features": "featstore.transfer",
+    "influence": "featstore.analysis.influence",
     "load_dataset": "featstore.datasets",
     "load_model": "featstore.models",
     "merge_store": "featstore.transfer",
+    "open_outcomes": "featstore.results",
     "open_results": "featstore.results",
     "open_similarity": "featstore.results",
+    "pareto": "featstore.analysis.cost",
+    "pareto_front": "featstore.analysis.study_plots",
     "per_class_accuracy": "featstore.results",
+    "predicted_against_true": "featstore.analysis.study_plots",
     "predictors": "featstore.analysis.predict",
     "probe": "featstore.sweep",
+    "published": "featstore.analysis.published",
     "rank_models": "featstore.analysis.rank",
+    "ranking_plot": "featstore.analysis.ranking_plots",
+    "ranking_stability": "featstore.analysis.stability",
     "reliability": "featstore.analysis.plots",
     "report": "featstore.reporting.page",
     "scatter": "featstore.analysis.plots",
     "scatter_grid": "featstore.analysis.plots",
     "score": "featstore.probes",
+    "seed_reliability": "featstore.analysis.cost",
     "similarity": "featstore.comparison",
     "similarity_map": "featstore.analysis.similarity",
+    "stability_curves": "featstore.analysis.study_plots",
+    "text_table": "featstore.analysis.text_tables",
 }
 
 __all__ = [
@@ -90,39 +131,60 @@ __all__ = [
     "backbone_bn",
     "bn_displacement",
     "calibration_errors",
+    "compare_models",
+    "compare_predictors",
     "compare_protocols",
+    "compare_published",
+    "compare_two_models",
     "correlate_domains",
+    "correlate_images",
     "correlate_protocols",
     "correlation_map",
     "create_backbone",
+    "critical_difference",
+    "critical_difference_plot",
     "datasets",
     "export_features",
     "extract",
+    "family_gap",
+    "family_gaps",
     "finetune",
     "finetuning",
+    "forecast",
     "head_bn",
     "heat_map",
     "import_features",
+    "influence",
     "kernels",
     "load_dataset",
     "load_model",
     "merge_store",
     "models",
+    "open_outcomes",
     "open_results",
     "open_similarity",
+    "pareto",
+    "pareto_front",
     "per_class_accuracy",
+    "predicted_against_true",
     "predictors",
     "probe",
     "probes",
+    "published",
     "rank_models",
+    "ranking_plot",
+    "ranking_stability",
     "reliability",
     "report",
     "scatter",
     "scatter_grid",
     "score",
+    "seed_reliability",
     "similarity",
     "similarity_map",
+    "stability_curves",
     "store",
+    "text_table",
 ]
 
 

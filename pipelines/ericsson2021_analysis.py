@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 import ericsson2021_figures as figures
@@ -26,7 +25,6 @@ from scipy.special import expit
 
 import featstore
 
-published = import_module("featstore.analysis.published").published
 
 HOME = "reported-linear"
 """Protocol of the predictor: top-1 on ImageNet as each method reported it."""
@@ -272,7 +270,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("data/ericsson2021_analysis"))
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
-    tables = published("ericsson2021")
+    tables = featstore.published("ericsson2021")
     page = [f"# {tables.attrs['title']}\n", f"Numbers: {tables.attrs['source']}.\n"]
     for one in sections(tables):
         shown = one.shown.rename_axis(index=[None] * one.shown.index.nlevels, columns=None)

@@ -60,3 +60,23 @@ def test_readme_has_the_ratios_that_were_measured(name):
     for text in map(str.strip, printed):
         half = 0.5 * 10.0 ** -len(text.partition(".")[2])
         assert any(abs(float(text) - ratio) <= half * 1.001 for ratio in ratios), text
+
+
+@pytest.mark.parametrize("statistic", ["pearson", "spearman", "kendall"])
+@pytest.mark.parametrize("population", ["normal", "saturated"])
+def test_the_readme_has_the_coverage_that_was_simulated(statistic, population):
+    rows = json.loads((ROOT / "data" / "benchmarks" / "coverage.json").read_text())["rows"]
+    readme = (ROOT / "README.md").read_text()
+    methods = (
+        {"jackknife", "fisher", "bca", "percentile"} if statistic == "pearson" else {"jackknife"}
+    )
+    if population == "saturated":
+        methods = {"jackknife", "fisher"} if statistic == "pearson" else set()
+    found = {
+        (row["method"], row["n"], row["r"]): f"{100 * row['coverage']:.1f}"
+        for row in rows
+        if (row["statistic"], row["population"]) == (statistic, population)
+    }
+    for method in methods:
+        told = [" / ".join(found[method, n, r] for r in (0.3, 0.6, 0.9)) for n in (14, 26)]
+        assert f"| {told[0]} | {told[1]} |" in readme, method

@@ -21,7 +21,9 @@ def conclude(study: Study, results_root: Path, page: Path) -> None:
     study.answer(results)
     compared = results_root.with_name(f"{results_root.name}.similarity.zarr").exists()
     similarity = featstore.open_similarity(results_root) if compared else None
-    featstore.report(results, page, reference=reference, similarity=similarity)
+    featstore.report(
+        results, page, reference=reference, similarity=similarity, records=results_root
+    )
     print(f"\nresults   {results_root}.zarr\nreport    {page}")
 
 

@@ -25,7 +25,6 @@ from scipy.special import expit
 
 import featstore
 
-
 HOME = "reported-linear"
 """Protocol of the predictor: top-1 on ImageNet as each method reported it."""
 

@@ -97,7 +97,9 @@ def main() -> None:
     if arguments.figures:
         draw(results, arguments.figures)
     similarity = featstore.open_similarity(out / "results") if arguments.whole else None
-    page = featstore.report(results, out / "report.html", similarity=similarity)
+    page = featstore.report(
+        results, out / "report.html", similarity=similarity, records=out / "results"
+    )
     print(f"\nreport   {page}")
     print(f"results  {out / 'results.zarr'}   (xarray.open_zarr opens it)")
     print(f"done in {time.perf_counter() - begun:.0f} s")

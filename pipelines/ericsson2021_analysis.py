@@ -141,6 +141,7 @@ def grouped(tables: xr.Dataset) -> xr.Dataset:
         {"score": (("model", "dataset", "bn_mode", "protocol"), values[:, None, None, :])},
         dict(keep.coords) | {
             "dataset": ["mean of logits"], "bn_mode": ["eval"], "protocol": list(columns),
+            "scale": ("protocol", ["real"] * len(columns)),
         },
     )  # fmt: skip
 

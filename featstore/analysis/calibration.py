@@ -7,6 +7,7 @@ import xarray as xr
 
 from featstore.analysis.resampling import mean_interval, units_of
 from featstore.analysis.selection import ENDS, Models, existing, of_models, transductive
+from featstore.results import check_results
 
 SCALED = ("ece_scaled", "ece_scaled_val")
 """Errors after temperature scaling: one on test images (transductive), one on held-out images."""
@@ -40,8 +41,9 @@ def calibration_errors(
     Raises
     ------
     ValueError
-        The BN mode or the choice of models does not exist.
+        The BN mode or the choice of models does not exist, or these are no results.
     """
+    check_results(results)
     existing("bn_mode", bn_mode, results["bn_mode"].values)
     cells = of_models(results, models).sel(bn_mode=bn_mode)
     units = units_of(cells)

@@ -24,6 +24,7 @@ from featstore.analysis.selection import (
     shares,
     transductive,
 )
+from featstore.results import check_results, same_metric
 
 
 def compare_protocols(
@@ -52,18 +53,21 @@ def compare_protocols(
     Dataset with the dim protocol, in the order of `others`
         Each of the following, and the limits `_low` and `_high` of its 95 % interval over models:
         `difference` of the score, the protocol's minus the reference's, mean over models of their
-        means over datasets, NaN where scores are no shares; `places` that a model moves in the
+        means over those datasets where both have the same metric, NaN where scores are no shares;
+        `places` that a model moves in the
         ranking, up or down, mean as of `difference`; `spearman`, `pearson` and `kendall` with the
         reference, mean over datasets. Fewer than four models have no interval and no coefficient.
         Besides, `seconds` and `reference_seconds` of the median cell, `n_models`, `n_datasets`. The
         coordinate `transductive` says which see scored images in this BN mode. The attribute
-        `reference` names it.
+        `reference` names it, and `not_subtracted` the cells left out of `difference` since the
+        reference's are of another metric.
 
     Raises
     ------
     ValueError
-        A protocol, the BN mode or the choice of models does not exist.
+        A protocol, the BN mode or the choice of models does not exist, or these are no results.
     """
+    check_results(results, "seconds")
     results = of_models(results, models)
     protocols = [str(name) for name in results["protocol"].values]
     existing("reference", reference, protocols)
@@ -76,21 +80,33 @@ def compare_protocols(
     seconds = [one["seconds"].median(["model", "dataset"]).values for one in sides]
     everyone = np.ones(results.sizes["model"], dtype=bool)
     scheme = Resampling(units_of(results))
-    columns = moves(sides[0]["score"].values, sides[1]["score"].values, everyone, scheme)
     can_average = {str(name) for name in shares(results)["protocol"].values}
-    apart = [not {name, reference} <= can_average for name in others]
-    for end in ENDS:
-        columns[f"difference{end}"][apart] = np.nan
+    both = np.array([{name, reference} <= can_average for name in others], bool)[:, None]
+    alike = np.array([same_metric(results, name, reference).values for name in others], bool)
+    alike = alike.reshape(len(others), results.sizes["dataset"])
+    columns = moves(
+        sides[0]["score"].values, sides[1]["score"].values, everyone, scheme, subtract=both & alike
+    )
+    odd = both & ~alike & there.any("model").transpose("protocol", "dataset").values
+    datasets = results["dataset"].values
     columns |= {"reference_seconds": seconds[0], "seconds": seconds[1]}
     del columns["n_ranked"]  # all that there are
     return xr.Dataset(
         {name: ("protocol", column) for name, column in columns.items()},
         {"protocol": others} | transductive(results.sel(protocol=others), bn_mode),
-        {"reference": reference, "bn_mode": bn_mode, "models": models},
+        {
+            "reference": reference,
+            "bn_mode": bn_mode,
+            "models": models,
+            "not_subtracted": [f"{others[i]} on {datasets[j]}" for i, j in np.argwhere(odd)],
+        },
     )
 
 
-def moves(before: Floats, after: Floats, changed: Bools, scheme: Resampling) -> dict[str, Floats]:
+def moves(
+    before: Floats, after: Floats, changed: Bools, scheme: Resampling,
+    subtract: Bools | bool = True,
+) -> dict[str, Floats]:  # fmt: skip
     """What became of scores and ranks, as columns (protocol,).
 
     Parameters
@@ -98,6 +114,8 @@ def moves(before: Floats, after: Floats, changed: Bools, scheme: Resampling) -> 
     before, after : (protocol, dataset, model) ; NaN in both where either is missing
     changed : (model,) whose mean difference is wanted; ranks are among all
     scheme : how intervals over models are made
+    subtract : (protocol, dataset) whose scores are of the same kind; of others there is no
+        difference
 
     Returns
     -------
@@ -106,13 +124,14 @@ def moves(before: Floats, after: Floats, changed: Bools, scheme: Resampling) -> 
     """
     count = len(before)
     there = np.isfinite(before)
+    same = np.asarray(subtract)[..., None]
     out: dict[str, Floats] = {
         "n_models": np.count_nonzero((there & changed).any(axis=1), axis=1),
         "n_ranked": np.count_nonzero(there.any(axis=1), axis=1),
         "n_datasets": np.count_nonzero(there.any(axis=2), axis=1),
     }
     by_model = {
-        "difference": mean(only(there & changed, after - before), 1),
+        "difference": mean(only(there & changed & same, after - before), 1),
         "places": mean(np.abs(_ranks(after) - _ranks(before)), 1),
     }
     for name, rows in by_model.items():

@@ -37,6 +37,7 @@ from featstore.analysis.selection import (
     scores_of,
     transductive,
 )
+from featstore.results import check_results
 
 Over = Literal["models", "datasets", "seeds"]
 
@@ -98,9 +99,10 @@ def correlate_protocols(
     Raises
     ------
     ValueError
-        The metric, scale, BN mode, dataset, coordinate, interval or choice of models does not
-        exist; there are no seeds.
+        These are no results; the metric, scale, BN mode, dataset, coordinate, interval or choice of
+        models does not exist; there are no seeds.
     """
+    check_results(results, seeds=True)
     scores = scores_of(results, metric=metric, scale=scale, models=models, bn_mode=bn_mode)
     if dataset is not None:
         scores = scores.sel(dataset=[existing("dataset", dataset, scores["dataset"].values)])
@@ -174,8 +176,10 @@ def correlate_domains(
     Raises
     ------
     ValueError
-        No dataset, or more than one, is in-domain and none is named; or a name does not exist.
+        No dataset, or more than one, is in-domain and none is named; a name does not exist; or
+        these are no results.
     """
+    check_results(results, seeds=True)
     cells: dict[str, Any] = {"scale": scale, "models": models, "bn_mode": bn_mode}
     scores = scores_of(results, metric=metric, **cells)
     targets = scores_of(results, metric=target_metric or metric, **cells)

@@ -12,6 +12,7 @@ from featstore.analysis.predict import predictors
 from featstore.analysis.resampling import FEWEST_MODELS, Bools, Floats
 from featstore.analysis.selection import ENDS, Models, existing, scores_of
 from featstore.kernels.correlate import spearman
+from featstore.results import check_results
 
 
 def pareto(
@@ -75,10 +76,12 @@ def seed_reliability(
     Raises
     ------
     ValueError
-        The protocol, BN mode or choice of models does not exist, or `results` have no seeds.
+        The protocol, BN mode or choice of models does not exist, these are no results, or they have
+        no seeds.
     """
+    check_results(results, seeds=True)
     existing("protocol", protocol, [str(name) for name in results["protocol"].values])
-    if "seed" not in results.dims:
+    if "seed" not in results["score"].dims:
         raise ValueError("results must have their seeds, as of open_results(seeds=True)")
     scores = scores_of(results, models=models, bn_mode=bn_mode).sel(protocol=protocol)
     found = []

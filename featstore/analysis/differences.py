@@ -11,7 +11,7 @@ import xarray as xr
 from scipy.stats import rankdata
 
 from featstore.analysis.resampling import Bools, Floats
-from featstore.analysis.selection import Models, existing, of_models
+from featstore.analysis.selection import Models, existing, metric_of_images, of_models
 from featstore.errors import FeatStoreError
 from featstore.kernels.metrics import mean_per_class
 from featstore.kernels.resample import bootstrap_accuracies, paired_differences
@@ -74,7 +74,8 @@ def compare_models(
     Raises
     ------
     FeatStoreError
-        A dataset has no such cell, or cells of other test images; fewer than two models have all.
+        A dataset has no such cell, or cells of other test images, or of a metric other than `top1`
+        and `mean_per_class`; fewer than two models have all; a record is damaged.
     ValueError
         A choice does not exist or lies outside its range, or most categories of a dataset whose
         metric is their mean have a single test image.
@@ -105,6 +106,7 @@ def compare_outcomes(
     cells = [of_models(one, models) for one in outcomes]
     for one in cells:
         existing("protocol", protocol, one["protocol"].values)
+        metric_of_images(one)
     held = [one["model"][one["there"].sel(protocol=protocol).values] for one in cells]
     there = [{str(name) for name in one.values} for one in held]
     common = sorted(set.intersection(*there))

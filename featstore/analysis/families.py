@@ -13,6 +13,7 @@ from featstore.analysis.compare import mean
 from featstore.analysis.resampling import FEWEST_MODELS, Bools, Floats, Indices
 from featstore.analysis.selection import ENDS, Models, existing, of_models, scores_of, shares
 from featstore.kernels.strata import difference_within, permute_within, t_interval
+from featstore.results import check_results
 
 _NUMBERS = (
     *(f"{name}{end}" for name in ("pooled", "within", "explained") for end in ENDS),
@@ -77,8 +78,10 @@ def family_gap(
     Raises
     ------
     ValueError
-        A coordinate, group, metric, BN mode, scale or choice of models does not exist.
+        A coordinate, group, metric, BN mode, scale or choice of models does not exist, or these are
+        no results.
     """
+    check_results(results)
     existing("scale", scale, ["raw", "logit"])
     results = shares(of_models(results, models))
     values = scores_of(results, metric=metric, scale=scale, bn_mode=bn_mode)

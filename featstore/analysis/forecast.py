@@ -28,6 +28,7 @@ from featstore.analysis.selection import (
 )
 from featstore.kernels.correlate import spearman
 from featstore.kernels.intervals import jackknife
+from featstore.results import check_results
 
 CHEAP = 0.1
 """Share of the target's seconds that a predictor takes at most, where none is named."""
@@ -87,8 +88,10 @@ def forecast(
     ------
     ValueError
         A name does not exist; the target is no share; there is no predictor, or the target is
-        foretold from itself; the penalty is negative; no dataset, or more than one, is in-domain.
+        foretold from itself; the penalty is negative; no dataset, or more than one, is in-domain;
+        or these are no results.
     """
+    check_results(results)
     existing("leave", leave, ["model", "dataset"])
     existing("bn_mode", bn_mode, results["bn_mode"].values)
     existing("target", target, [str(name) for name in shares(results)["protocol"].values])

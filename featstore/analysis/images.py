@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from featstore.analysis.resampling import Bools, Floats, rows_alike
-from featstore.analysis.selection import Models, of_models
+from featstore.analysis.selection import Models, metric_of_images, of_models
 from featstore.errors import CorruptStoreError, FeatStoreError, StoreMismatchError
 from featstore.kernels.correlate import kendall, pearson, rank_data
 from featstore.kernels.intervals import FEWEST_UNITS, Statistic, bca
@@ -19,6 +20,8 @@ from featstore.results import open_outcomes, records
 
 FOLDS = 50  # of test images, each left out once for the acceleration of `bca`
 BLOCK = 32  # accuracies of as many draws are correlated at a time
+
+logger = logging.getLogger(__name__)
 
 
 def correlate_images(
@@ -33,6 +36,7 @@ def correlate_images(
     resamples: int = 1000,
     splits: int = 50,
     seed_of_draws: int = 0,
+    skip_errors: bool = False,
 ) -> xr.Dataset:
     """Correlation of every two protocols over models, as far as test images decide it.
 
@@ -58,6 +62,7 @@ def correlate_images(
     resamples : bootstrap draws of test images; where scores are means per class, within classes
     splits : random halves, which the coefficients are averaged over
     seed_of_draws : of draws and halves
+    skip_errors : leave out records that are damaged, and say which
 
     Returns
     -------
@@ -71,7 +76,8 @@ def correlate_images(
     Raises
     ------
     FeatStoreError
-        As of `open_outcomes`; or no dataset has such cells.
+        As of `open_outcomes`; a dataset that was asked for is of another metric than `top1` and
+        `mean_per_class`; or no dataset has such cells.
     ValueError
         A statistic, BN mode or choice of models does not exist; there are no draws or halves.
     """
@@ -82,12 +88,15 @@ def correlate_images(
         raise ValueError(f"resamples and splits must be at least 1, got {resamples} and {splits}")
     cells: dict[str, Any] = {"protocols": protocols, "bn_mode": bn_mode, "seed": seed}
     found = []
-    for name in datasets or sorted({str(one["dataset"]) for one in records(root, seed=seed)}):
+    damaged: list[FeatStoreError] | None = [] if skip_errors else None
+    known = records(root, seed=seed, damaged=damaged)
+    for name in datasets or sorted({str(one["dataset"]) for one in known}):
         try:
-            outcomes = open_outcomes(root, dataset=name, **cells)
+            outcomes = open_outcomes(root, dataset=name, skip_errors=skip_errors, **cells)
+            metric_of_images(outcomes)
         except (CorruptStoreError, StoreMismatchError):
             raise
-        except FeatStoreError:  # none, or of several labels
+        except FeatStoreError:  # none, of several labels, or of another metric
             if datasets:
                 raise
             continue
@@ -98,6 +107,8 @@ def correlate_images(
         found.append(
             _correlate(chosen, statistics, resamples, splits, rng).assign_coords(dataset=name)
         )
+    for fault in damaged or ():
+        logger.warning("left out: %s", fault)
     if not found:
         raise FeatStoreError(
             f"no dataset in {root} has cells of {models} models in BN mode {bn_mode} with seed "

@@ -13,6 +13,7 @@ from featstore.analysis.resampling import (
     mean_correlations,
 )
 from featstore.analysis.selection import Models, Scale, existing, of_models, scores_of
+from featstore.results import check_results
 
 
 def influence(
@@ -43,6 +44,7 @@ def influence(
     ValueError
         As `correlate_protocols`.
     """
+    check_results(results, seeds=True)
     scores = scores_of(results, metric=metric, scale=scale, models=models, bn_mode=bn_mode)
     if dataset is not None:
         scores = scores.sel(dataset=[existing("dataset", dataset, scores["dataset"].values)])

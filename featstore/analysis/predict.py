@@ -8,6 +8,7 @@ import xarray as xr
 from featstore.analysis.correlate import correlate_protocols
 from featstore.analysis.resampling import STATISTICS
 from featstore.analysis.selection import ENDS, Models, existing
+from featstore.results import check_results
 
 
 def predictors(
@@ -39,8 +40,9 @@ def predictors(
     Raises
     ------
     ValueError
-        The target, the BN mode or the choice of models does not exist.
+        The target, the BN mode or the choice of models does not exist, or these are no results.
     """
+    check_results(results, "seconds")
     existing("target", target, [str(name) for name in results["protocol"].values])
     if correlations is None:
         correlations = correlate_protocols(

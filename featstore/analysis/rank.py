@@ -13,6 +13,7 @@ from featstore.analysis.selection import (
     shares,
     transductive,
 )
+from featstore.results import check_results
 
 
 def rank_models(results: xr.Dataset, *, metric: str = "score", bn_mode: str = "eval") -> xr.Dataset:
@@ -41,8 +42,9 @@ def rank_models(results: xr.Dataset, *, metric: str = "score", bn_mode: str = "e
     Raises
     ------
     ValueError
-        The metric or the BN mode does not exist.
+        The metric or the BN mode does not exist, or these are no results.
     """
+    check_results(results, "low", "high")
     existing("metric", metric, metrics_of(results))
     existing("bn_mode", bn_mode, results["bn_mode"].values)
     cells = shares(results).sel(bn_mode=bn_mode)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from featstore.errors import FeatStoreError
 from featstore.kernels.correlate import rank_data
 
 IN_DOMAIN = "in-domain"
@@ -24,7 +25,18 @@ _IMAGES = 10_000  # taken to be in a test split of which the number is not told
 
 
 def is_independent(results: xr.Dataset) -> xr.DataArray:
-    """Whether each model counts as one of its own: early checkpoints and random weights do not."""
+    """Whether each model counts as one of its own: early checkpoints and random weights do not.
+
+    Raises
+    ------
+    ValueError
+        Results do not say so.
+    """
+    if "stage" not in results.coords:
+        raise ValueError(
+            "results lack the coordinate stage (late, early or random), by which early checkpoints "
+            "and random weights are told from independent models. Take models='all', or assign it"
+        )
     # Strings come as fixed-width ones, objects or StringDType, which not all of NumPy takes.
     return xr.DataArray([str(one) in ("late", "") for one in results["stage"].values], dims="model")
 
@@ -35,7 +47,7 @@ def of_models(results: xr.Dataset, models: Models) -> xr.Dataset:
     Raises
     ------
     ValueError
-        `models` is neither.
+        `models` is neither, or results do not say which models are independent.
     """
     existing("models", models, ["independent", "all"])
     return results.isel(model=is_independent(results)) if models == "independent" else results
@@ -63,6 +75,8 @@ def reference_of(results: xr.Dataset, name: str | None, bn_mode: str) -> str:
 
 def in_domain_datasets(results: xr.Dataset) -> list[str]:
     """Names of the datasets that the models were pretrained on; often one, sometimes none."""
+    if "shift" not in results.coords:
+        return []
     return [str(name) for name in results["dataset"].values[results["shift"].values == IN_DOMAIN]]
 
 
@@ -88,6 +102,23 @@ def metrics_of(results: xr.Dataset) -> list[str]:
     """Names of what has one value a cell."""
     dims = set(results["score"].dims)
     return [str(name) for name, one in results.data_vars.items() if set(one.dims) == dims]
+
+
+def metric_of_images(outcomes: xr.Dataset) -> str:
+    """The metric of `open_outcomes`, which tells by images alone: `top1` or `mean_per_class`.
+
+    Raises
+    ------
+    FeatStoreError
+        It is another, such as a mean over episodes, of which images do not tell the score.
+    """
+    metric = str(outcomes.attrs.get("metric", "top1"))
+    if metric not in ("top1", "mean_per_class"):
+        raise FeatStoreError(
+            f"scores on {outcomes.attrs.get('dataset', 'it')} are {metric}, and only top1 and "
+            f"mean_per_class follow from which test images were told right. Take another protocol"
+        )
+    return metric
 
 
 def existing(what: str, name: str, known: Sequence[str] | npt.NDArray[np.str_]) -> str:

@@ -15,8 +15,15 @@ from scipy.special import comb as combs
 
 from featstore.analysis.compare import mean
 from featstore.analysis.resampling import FEWEST_MODELS, Floats
-from featstore.analysis.selection import Models, existing, metrics_of, of_models
+from featstore.analysis.selection import (
+    Models,
+    existing,
+    metric_of_images,
+    metrics_of,
+    of_models,
+)
 from featstore.kernels.correlate import kendall, rank_data, spearman
+from featstore.results import check_results
 
 SETTLED = 0.95
 """Share of draws with the same best models from which these count as settled."""
@@ -85,6 +92,10 @@ def ranking_stability(
             f"{'open_outcomes' if over == 'images' else 'open_results'}(), got one with dims "
             f"{', '.join(map(str, results.sizes))}"
         )
+    if over == "images":
+        metric_of_images(results)
+    else:
+        check_results(results, seeds=over == "labels")
     protocols = [str(name) for name in results["protocol"].values]
     existing("protocol", protocol, protocols)
     if draws < 1:
@@ -101,7 +112,7 @@ def ranking_stability(
         found = list(_labels(scores, protocol, few))
     elif over == "images":
         scores = _whole(cells["correct"].sel(protocol=protocol))
-        by_class = results.attrs.get("metric") == "mean_per_class"
+        by_class = metric_of_images(results) == "mean_per_class"
         found = list(_images(scores, by_class, draws, rng))
     else:
         scores = _whole(cells[metric].sel(protocol=protocol))

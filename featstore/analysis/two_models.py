@@ -17,7 +17,6 @@ from featstore.results import check_results, open_outcomes
 logger = logging.getLogger(__name__)
 
 _DIMS = ("dataset", "protocol")
-_PAIRED = ("top1", "mean_per_class")  # scores that images being right or wrong decide
 
 
 def compare_two_models(
@@ -98,13 +97,11 @@ def _paired(
         outcomes = open_outcomes(
             root, dataset=dataset, protocols=[protocol], models=models, bn_mode=bn_mode, seed=seed
         )
-        if outcomes.attrs["metric"] not in _PAIRED:
-            return {}
         found = compare_outcomes([outcomes], protocol=protocol, models="all", resamples=resamples)
     except CorruptStoreError as error:
         logger.warning("not paired: %s", error)
         return {}
-    except (FeatStoreError, ValueError):  # no such cell, several labels an image, other images, ...
+    except (FeatStoreError, ValueError):  # no such cell, another metric, other images, ...
         return {}
     cell = found.sel(model=models[0], other=models[1])
     p = cell["p_mcnemar" if "p_mcnemar" in cell else "p_normal"]

@@ -30,6 +30,7 @@ from featstore.analysis.selection import (
 )
 from featstore.kernels.correlate import steiger
 from featstore.kernels.testing import holm
+from featstore.results import check_results
 
 _NEAR_ONE = 1 - 1e-6  # Fisher's z of 1 is infinite
 
@@ -76,8 +77,10 @@ def compare_predictors(
     Raises
     ------
     ValueError
-        A protocol or another name does not exist, or fewer than two are compared.
+        A protocol or another name does not exist, fewer than two are compared, or these are no
+        results.
     """
+    check_results(results, seeds=True)
     known = [str(name) for name in results["protocol"].values]
     existing("target", target, known)
     existing("statistic", statistic, STATISTICS)

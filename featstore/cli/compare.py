@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featstore.cli.options import RESULTS, AsJson, ResultsPath, app
+from featstore.cli.options import RESULTS, AsJson, ResultsPath, SkipErrors, app
 from featstore.errors import FeatStoreError
 from featstore.keys import BNMode
 
@@ -34,6 +34,7 @@ def compare(
     ] = BNMode.EVAL,
     out: Annotated[Path | None, typer.Option(help="also write the cells as CSV")] = None,
     overwrite: Annotated[bool, typer.Option(help="replace a file that is there")] = False,
+    skip_errors: SkipErrors = False,
     as_json: AsJson = False,
 ) -> None:
     """Lay results beside published numbers: ours, theirs, and whether theirs is in our interval."""
@@ -42,7 +43,8 @@ def compare(
 
     if out and out.exists() and not overwrite:
         raise FeatStoreError(f"{out} exists. Use --overwrite, or another --out")
-    found = compare_published(open_results(results), study, bn_mode=bn_mode.value)
+    cells_of = open_results(results, skip_errors=skip_errors)
+    found = compare_published(cells_of, study, bn_mode=bn_mode.value)
     frame = found[[*_NUMBERS, "inside"]].to_dataframe(["protocol", "dataset", "model"])
     frame = frame.reset_index().dropna(subset=["ours"])
     if out:

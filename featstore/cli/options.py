@@ -42,6 +42,9 @@ DataRoot = Annotated[
     Path | None,
     typer.Option("--data-root", help="where datasets lie [default: FEATSTORE_HOME/datasets]"),
 ]
+SkipErrors = Annotated[
+    bool, typer.Option("--skip-errors", help="leave out damaged records, and name them")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="one line of JSON on stdout")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N")]
 Weights = Annotated[str, typer.Option(help="pretrained, random, or the path of a weights file")]
@@ -87,9 +90,25 @@ def _options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="say more")] = False,
 ) -> None:
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING
-    logging.basicConfig(format="featstore: %(message)s", level=logging.ERROR, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_Once())
+    logging.basicConfig(format="featstore: %(message)s", level=logging.ERROR, handlers=[handler])
     logging.getLogger("huggingface_hub").propagate = False  # it prints its remarks itself
     logging.getLogger("featstore").setLevel(level)
+
+
+class _Once(logging.Filter):
+    """Lets a remark pass once: a damaged record is met by each analysis that reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        is_new = text not in self._made
+        self._made.add(text)
+        return is_new
 
 
 def parse_size(text: str) -> int:

@@ -11,16 +11,13 @@ from featstore.cli.options import (
     RESULTS,
     STORE,
     ResultsPath,
+    SkipErrors,
     StorePath,
     app,
     refuse_idle,
 )
 from featstore.cli.storage import find_key
 from featstore.keys import BNMode, encode_part
-
-SkipErrors = Annotated[
-    bool, typer.Option("--skip-errors", help="leave out damaged records, and name them")
-]
 
 
 @app.command(epilog="Example: featstore report --out data/report.html")
@@ -38,7 +35,8 @@ def report(
 
     compared = open_similarity(results) if similarity_target(results).exists() else None
     found = open_results(results, skip_errors=skip_errors)
-    typer.echo(f"wrote {write(found, out, similarity=compared, records=results)}")
+    path = write(found, out, similarity=compared, records=results, skip_errors=skip_errors)
+    typer.echo(f"wrote {path}")
 
 
 @app.command(

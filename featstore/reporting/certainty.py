@@ -24,7 +24,7 @@ from featstore.analysis.study_plots import (
     predicted_against_true,
     stability_curves,
 )
-from featstore.errors import FeatStoreError
+from featstore.errors import CorruptStoreError, FeatStoreError
 from featstore.reporting.figures import MOST, canvas
 from featstore.reporting.study import Study
 from featstore.reporting.svg import inline_svg
@@ -52,6 +52,8 @@ def certainty(study: Study) -> Content | None:
                 "n_open": int((~found["separable_from_best"]).sum()),
                 "picture": inline_svg(ax, f"ranks-{letters}", alt),
             }
+        except CorruptStoreError:
+            raise
         except (FeatStoreError, ValueError) as error:  # a study may have nothing to compare
             content["why_not"] = str(error)
     try:
@@ -82,8 +84,9 @@ def _compared(study: Study) -> xr.Dataset:
     count = cells.notnull().sum("model")
     names = cells["dataset"].values[(count > 0) & (count == count.max())]
     return compare_models(
-        study.records, dataset=[str(name) for name in names], protocol=study.reference, **study.how
-    )
+        study.records, dataset=[str(name) for name in names], protocol=study.reference,
+        skip_errors=study.skip_errors, **study.how,
+    )  # fmt: skip
 
 
 def _compared_rows(found: xr.Dataset) -> list[Content]:
@@ -106,16 +109,19 @@ def stability(study: Study) -> Content | None:
     if study.records is not None:
         try:
             outcomes = open_outcomes(
-                study.records, dataset=home, protocols=[study.reference], **study.how
-            )
+                study.records, dataset=home, protocols=[study.reference],
+                skip_errors=study.skip_errors, **study.how,
+            )  # fmt: skip
             asked.append(("images", outcomes, study.reference))
+        except CorruptStoreError:
+            raise
         except FeatStoreError:  # the protocol keeps no category of each image
             pass
     found, reasons = {}, []
     for over, data, protocol in asked:
         try:
             found[str(over)] = ranking_stability(data, over=over, protocol=protocol, **study.how)
-        except ValueError as error:  # too few models, or cells, for a ranking
+        except (FeatStoreError, ValueError) as error:  # too few models, or cells, for a ranking
             reasons.append(f"{over}: {error}")
     found = {over: one for over, one in found.items() if one["same_top"].notnull().any()}
     if not found:
@@ -242,7 +248,12 @@ def images(study: Study) -> Content | None:
         return None
     home = study.homes[0] if study.homes else str(study.results["dataset"].values[0])
     try:
-        found = correlate_images(study.records, datasets=[home], resamples=500, **study.how)
+        found = correlate_images(
+            study.records, datasets=[home], resamples=500, skip_errors=study.skip_errors,
+            **study.how,
+        )  # fmt: skip
+    except CorruptStoreError:
+        raise
     except FeatStoreError:  # no cell of this dataset keeps what images were told to be
         return None
     found = found.sel(dataset=home)

@@ -25,6 +25,7 @@ def report(
     reference: str | None = None,
     similarity: xr.Dataset | None = None,
     records: str | os.PathLike[str] | None = None,
+    skip_errors: bool = False,
 ) -> Path:
     """Path of a self-contained HTML report, written whole or not at all.
 
@@ -36,17 +37,21 @@ def report(
     similarity : of `open_similarity()`; with it, the report says how alike
         models' features are, and how far BN modes move them
     records : folder of the records; with it, models are compared on the same test images
+    skip_errors : of these, leave out damaged ones, and say which
 
     Raises
     ------
     ValueError
-        There is no result at all, or no protocol of the name `reference`.
+        These are no results, there is none at all, or no protocol of the name `reference`.
+    CorruptStoreError
+        A record, or what it keeps of each test image, is damaged: it is named.
     """
     study = Study.of(
         results,
         reference=reference,
         similarity=similarity,
         records=None if records is None else Path(records),
+        skip_errors=skip_errors,
     )
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("featstore.reporting"),

@@ -16,6 +16,9 @@ from featstore.analysis.rank import rank_models
 from featstore.analysis.selection import in_domain_datasets, is_independent, reference_of
 from featstore.analysis.versus import compare_predictors
 from featstore.reporting import facts
+from featstore.results import check_results
+
+_NEEDED = ("low", "high", "seconds", "stage", "kind")
 
 
 @dataclass(eq=False)
@@ -29,6 +32,7 @@ class Study:
     baseline : the BN mode that is looked at where there is no word of BN modes
     similarity : of `open_similarity()`, if features were compared
     records : folder of the records, in which is kept what was told of each test image
+    skip_errors : of these, leave out damaged ones
     """
 
     results: xr.Dataset
@@ -36,6 +40,7 @@ class Study:
     baseline: str
     similarity: xr.Dataset | None = None
     records: Path | None = None
+    skip_errors: bool = False
 
     @classmethod
     def of(
@@ -45,20 +50,22 @@ class Study:
         reference: str | None,
         similarity: xr.Dataset | None,
         records: Path | None = None,
+        skip_errors: bool = False,
     ) -> Study:
         """The study of these results, in BN mode `eval` if there is such.
 
         Raises
         ------
         ValueError
-            There is no result at all, or no protocol of the name `reference`.
+            These are no results, there is none at all, or no protocol of the name `reference`.
         """
+        check_results(results, *_NEEDED)
         if not results["score"].notnull().any():
             raise ValueError("results hold no cell; there is nothing to report")
         modes = [str(mode) for mode in results["bn_mode"].values]
         baseline = "eval" if "eval" in modes else modes[0]
         reference = reference_of(results, reference, baseline)
-        return cls(results, reference, baseline, similarity, records)
+        return cls(results, reference, baseline, similarity, records, skip_errors)
 
     @property
     def how(self) -> dict[str, Any]:

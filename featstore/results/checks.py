@@ -62,10 +62,11 @@ def _check_shares(results: xr.Dataset) -> None:
 
     Those that chance is taken out of, as of k-means, fall somewhat below 0.
     """
+    if "scale" not in results:
+        return
     scores = results["score"].transpose(..., *DIMS)
-    share = results["scale"].values == "share" if "scale" in results else np.array(True)
     beyond = np.abs(scores.values) > 1 + _ROUNDING  # never true of NaN
-    places = np.argwhere(beyond & share)
+    places = np.argwhere(beyond & (results["scale"].values == "share"))
     if len(places):
         at = dict(zip(scores.dims, places[0], strict=True))
         where = " ".join(str(scores[dim].values[place]) for dim, place in at.items())

@@ -24,7 +24,9 @@ def results(**changes):
 def test_results_pass_whether_or_not_they_say_what_a_score_is():
     check_results(results())
     check_results(results().transpose("protocol", ...), "headline")
-    check_results(results().sel(protocol=["logreg"]).drop_vars(["scale", "headline"]))
+    before = results().drop_vars(["scale", "headline"])  # as of before there were these
+    check_results(before)
+    check_results(before.assign(score=100 * before["score"]))
 
 
 def test_scores_that_chance_is_taken_out_of_may_fall_below_it():
@@ -48,6 +50,7 @@ def test_what_is_there_twice_is_refused(dim):
     (lambda one: one.sel(bn_mode="eval"), "got model, dataset, protocol"),
     (lambda one: one.expand_dims(seed=[0]), "without seeds=True"),
     (lambda one: one.drop_vars("model"), "the dim model has no names"),
+    (lambda one: one.isel(dataset=[]), "results hold no dataset"),
     (lambda one: one.assign(score=100 * one["score"]), "that of a e eval logreg is 50 .*Divide"),
     (lambda one: one.assign(score=one["score"] - 1.6), "that of a e eval logreg is -1.1 "),
     (lambda one: one.assign_coords(headline=one["headline"] + ", top5"), r"logreg on d are of sev"),

@@ -65,6 +65,17 @@ def test_cells_are_written_as_csv_and_nothing_is_replaced(run, tmp_path):
     assert run("compare", "--out", "sub/beside.csv", "--overwrite")[0] == 0
 
 
+def test_a_damaged_record_is_named_and_left_out_only_if_told(run, tmp_path):
+    (path,) = (tmp_path / "data/results").glob("insdis-*/*/*/*/*.json")
+    path.write_text(path.read_text()[:60])
+    status, out, error = run("compare")
+    assert (status, out, error.count("\n")) == (1, "", 1)
+    assert f"{path.relative_to(tmp_path)} cannot be read" in error
+    assert "--skip-errors" in error
+    status, out, _ = run("compare", "--skip-errors", "--json")
+    assert (status, json.loads(out)["n_cells"]) == (0, 3)
+
+
 @pytest.mark.parametrize(
     ("options", "status", "words"),
     [

@@ -181,6 +181,32 @@ def test_a_corrupt_chunk_fails_its_cells_by_name_and_no_other(store, tmp_path):
     )
 
 
+def test_a_damaged_record_of_earlier_hides_no_cell_that_was_filled_now(store, tmp_path, call):
+    options = {"store": store, "results": tmp_path / "r", "scheduler": "sync"}
+    featstore.probe(protocols=["ridge"], **options)
+    before = sorted((one, one.read_bytes()) for one in (tmp_path / "r.zarr").rglob("*.*")
+                    if one.is_file())  # fmt: skip
+    bad = next((tmp_path / "r").rglob("*/ridge/*.json"))
+    bad.write_text(bad.read_text()[:30])
+    done = featstore.probe(protocols=["ncm"], **options)
+    assert (done.filled, done.results, len(done.failed)) == (3, "", 1)
+    assert done.failed[0].what.startswith(f"{tmp_path / 'r.zarr'} is as it was")
+    assert str(bad) in done.failed[0].error
+    assert before == [(one, one.read_bytes()) for one, _ in before]
+    assert len(list((tmp_path / "r").rglob("*/ncm/*.json"))) == 3
+    command = ("probe", "-p", "lda", "--store", store, "--results", tmp_path / "r",
+               "--scheduler", "sync")  # fmt: skip
+    status, out, error = call(*command)
+    assert status == 1
+    assert out.startswith("3 cells filled, 0 up to date, 1 failed")
+    assert error.count("\n") == 1
+    assert str(bad) in error
+    bad.unlink()  # as the message says
+    done = featstore.probe(protocols=["ridge", "ncm", "lda"], **options)
+    assert (done.filled, done.up_to_date, done.failed) == (1, 8, [])
+    assert featstore.open_results(tmp_path / "r")["score"].notnull().any("bn_mode").sum() == 6
+
+
 KILLED = ["knn-marks", "linear-marks-1view", "linear-marks-1view-bn", "ridge", "lda", "ncm"]
 CHILD = """
 import sys, featstore

@@ -38,7 +38,8 @@ def is_independent(results: xr.Dataset) -> xr.DataArray:
             "and random weights are told from independent models. Take models='all', or assign it"
         )
     # Strings come as fixed-width ones, objects or StringDType, which not all of NumPy takes.
-    return xr.DataArray([str(one) in ("late", "") for one in results["stage"].values], dims="model")
+    own = [str(one) in ("late", "") for one in results["stage"].values]
+    return xr.DataArray(np.array(own, bool), dims="model")
 
 
 def of_models(results: xr.Dataset, models: Models) -> xr.Dataset:
@@ -123,6 +124,8 @@ def metric_of_images(outcomes: xr.Dataset) -> str:
 
 def existing(what: str, name: str, known: Sequence[str] | npt.NDArray[np.str_]) -> str:
     """The name, if it is a known one; raises ValueError with those that are."""
+    if not len(known):
+        raise ValueError(f"{what} cannot be {name!r}: what was chosen of the results has none")
     if name not in known:
         raise ValueError(f"{what} must be one of {', '.join(map(str, known))}, got {name!r}")
     return name

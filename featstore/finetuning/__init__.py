@@ -29,8 +29,8 @@ from featstore.finetuning.presets import PROTOCOLS, Finetune, expand, get
 from featstore.models.encoder import DTYPES
 from featstore.probes import Measured
 from featstore.probes.base import Metrics
-from featstore.results import Cell, check_target, record, refresh, target_of
-from featstore.sweep import Failure, Summary
+from featstore.results import Cell, check_target, record, target_of
+from featstore.sweep import Failure, Summary, refresh_results
 from featstore.sweep.filling import told, versions
 
 Progress = Callable[[str, int, int], None]
@@ -132,7 +132,7 @@ def finetune(
                         _fill(cell, work, root, named, callbacks, progress, summary)
         finally:  # after Ctrl-C as well: what is done shall be seen
             if rank == 0 and any(root.glob("*/*/*/*/*.json")):
-                summary.results = str(refresh(root))
+                refresh_results(root, summary)
     summary.failed += [Failure("model left out", str(error)) for error in lost]
     summary.seconds = time.perf_counter() - begun
     return summary

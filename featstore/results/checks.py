@@ -27,8 +27,8 @@ def check_results(results: xr.Dataset, *variables: str, seeds: bool = False) -> 
     ------
     ValueError
         A dim or a variable is missing, or there is a dim `seed` and must not be; a model, dataset,
-        BN mode or protocol is there twice; a score that is a share lies outside of 0..1; cells of
-        one dataset and protocol are of different metrics.
+        BN mode or protocol is there twice, or none is; a score that is a share lies outside of
+        0..1; cells of one dataset and protocol are of different metrics.
     """
     lacking = [name for name in ("score", *variables) if name not in results]
     if lacking:
@@ -47,6 +47,8 @@ def check_results(results: xr.Dataset, *variables: str, seeds: bool = False) -> 
         index = results.indexes.get(dim)
         if index is None:
             raise ValueError(f"the dim {dim} has no names: results lack its coordinate. {_OPEN}")
+        if not len(index):
+            raise ValueError(f"results hold no {dim}: nothing is left of them to look at")
         if index.has_duplicates:
             twice = ", ".join(map(str, index[index.duplicated()].unique()))
             raise ValueError(

@@ -39,7 +39,8 @@ def probe(
 ) -> Summary:
     """Fill every cell that is missing, off the store, and refresh `results.zarr`.
 
-    An error in one cell is reported at the end; the others are filled. A protocol that was asked
+    An error in one cell is reported at the end; the others are filled. So is a damaged record of
+    earlier, for which `results.zarr` stays as it was. A protocol that was asked
     for by a set's name may be left out where the features are too few for it.
 
     Parameters
@@ -102,9 +103,21 @@ def probe(
                 progress(what, done, total)
     finally:  # after Ctrl-C as well: what is done shall be seen
         if any(Path(results).glob("*/*/*/*/*.json")):
-            summary.results = str(refresh(results))
+            refresh_results(results, summary)
     summary.seconds = time.perf_counter() - begun
     return summary
+
+
+def refresh_results(results: str | Path, summary: Summary) -> None:
+    """Refresh `results.zarr`, or say in the summary why it is as it was.
+
+    A record of earlier that is damaged must not hide what was filled now.
+    """
+    try:
+        summary.results = str(refresh(results))
+    except FeatStoreError as error:
+        what = f"{target_of(results)} is as it was, though cells are recorded"
+        summary.failed.append(Failure(what, str(error)))
 
 
 def _check(
@@ -125,4 +138,4 @@ def _check(
     check_target(target_of(results))
 
 
-__all__ = ["Failure", "Summary", "probe"]
+__all__ = ["Failure", "Summary", "probe", "refresh_results"]

@@ -153,6 +153,24 @@ def test_two_models_that_change_places_move_one_each(make_study):
     assert found["spearman"] == pytest.approx(0.8)
 
 
+def test_scores_of_other_metrics_are_not_subtracted_and_said(study):
+    metrics = np.full((4, study.sizes["protocol"]), "top1", dtype=object)
+    metrics[1, study["protocol"].values.tolist().index("logreg")] = "map"
+    metrics[:, study["protocol"].values.tolist().index("knn-marks")] = "map11"
+    told = study.assign_coords(headline=(("dataset", "protocol"), metrics.astype(str)))
+    found = compare_protocols(told, HOME, OTHERS)
+    rest = compare_protocols(study.isel(dataset=[0, 2, 3]), HOME, OTHERS)
+    whole = compare_protocols(study, HOME, OTHERS)
+    for name in ("difference", "difference_low", "difference_high"):
+        assert found[name].sel(protocol="logreg") == rest[name].sel(protocol="logreg")
+        assert found[name].sel(protocol="knn-marks").isnull()
+        assert found[name][0] == whole[name][0]
+    same = [name for name in whole if not name.startswith("difference")]
+    xr.testing.assert_equal(found[same], whole[same])  # ranks are of whatever metric
+    odd = ["logreg on set-1", *(f"knn-marks on set-{i}" for i in range(4))]
+    assert (found.attrs["not_subtracted"], whole.attrs["not_subtracted"]) == (odd, [])
+
+
 def test_the_order_of_models_and_datasets_does_not_matter(study):
     found = compare_protocols(study, HOME, OTHERS)
     datasets = compare_protocols(study.isel(dataset=[2, 0, 3, 1]), HOME, OTHERS)

@@ -1,5 +1,7 @@
 """Comparisons on the same test images, against SciPy, statsmodels and planted truths."""
 
+import re
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -9,7 +11,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from featstore.analysis.differences import compare_models, compare_outcomes
-from featstore.errors import FeatStoreError
+from featstore.errors import CorruptStoreError, FeatStoreError, StoreMismatchError
 from featstore.results import Cell, record
 
 
@@ -220,10 +222,10 @@ def test_what_cannot_be_compared_says_so():
         compare(correct, confidence=1.0)
 
 
-def put(root, model, dataset, right, labels):
+def put(root, model, dataset, right, labels, *, metric="top1"):
     share = {name: float(right.mean()) for name in ("value", "low", "high")}
     facts = {
-        "metrics": {"top1": share}, "headline": "top1", "splits": {}, "n_categories": 3,
+        "metrics": {metric: share}, "headline": metric, "splits": {}, "n_categories": 3,
         "n_train": 9, "n_test": len(right), "n_skipped": 0, "seconds": 0.1, "certificate": {},
         "settings": {"kind": "linear", "scale": "share"}, "transductive": False,
         "model_info": {"stage": "late", "pretraining": [], "bn_free": False},
@@ -234,6 +236,40 @@ def put(root, model, dataset, right, labels):
     rows = {"index": np.arange(len(right)), "label": labels, "rank": np.where(right, 0, 1)}
     kept = {name: column[order] for name, column in rows.items()}
     record(root, Cell(model, dataset, "eval", "logreg", 0, "a" * 64), facts, kept)
+
+
+@pytest.mark.parametrize("metric", ["top5", "map", "episodes"])
+def test_scores_that_images_do_not_tell_are_refused_by_their_metric(tmp_path, metric):
+    correct = draw(np.random.default_rng(0), 40, [0.9, 0.5])
+    message = f"scores on d are {metric}, and only top1 and mean_per_class follow"
+    with pytest.raises(FeatStoreError, match=message):
+        compare(correct, metric=metric)
+    for model, column in enumerate(correct.T):
+        put(tmp_path, f"m{model}", "d", column, np.arange(40) % 3, metric=metric)
+    with pytest.raises(FeatStoreError, match=message):
+        compare_models(tmp_path, dataset="d", protocol="logreg")
+
+
+def test_cells_of_other_test_images_are_refused_by_name(tmp_path):
+    correct = draw(np.random.default_rng(0), 40, [0.9, 0.5, 0.6])
+    for model, column in enumerate(correct.T):
+        images = column[: 40 - model // 2]  # the last lacks one
+        put(tmp_path, f"m{model}", "d", images, np.arange(len(images)) % 3)
+    with pytest.raises(StoreMismatchError, match=r"not of the same test images.* but m2 logreg 39"):
+        compare_models(tmp_path, dataset="d", protocol="logreg")
+
+
+def test_a_damaged_record_is_named_and_left_out_only_if_told(tmp_path, caplog):
+    correct = draw(np.random.default_rng(0), 40, [0.9, 0.5, 0.6])
+    for model, column in enumerate(correct.T):
+        put(tmp_path, f"m{model}", "d", column, np.arange(40) % 3)
+    (kept,) = tmp_path.glob("m1/*/*/*/*.npz")
+    kept.write_bytes(kept.read_bytes()[:-1])
+    with pytest.raises(CorruptStoreError, match=re.escape(str(kept))):
+        compare_models(tmp_path, dataset="d", protocol="logreg")
+    found = compare_models(tmp_path, dataset="d", protocol="logreg", skip_errors=True)
+    assert sorted(found["model"].values) == ["m0", "m2"]
+    assert str(kept) in caplog.text
 
 
 def test_records_are_compared_image_by_image(tmp_path):

@@ -6,7 +6,7 @@ from scipy import stats
 
 from featstore.analysis import images
 from featstore.analysis.images import correlate_images
-from featstore.errors import FeatStoreError, StoreMismatchError
+from featstore.errors import CorruptStoreError, FeatStoreError, StoreMismatchError
 from featstore.results import Cell, record
 
 SCIPY = {"pearson": stats.pearsonr, "spearman": stats.spearmanr, "kendall": stats.kendalltau}
@@ -247,6 +247,25 @@ def test_a_protocol_without_spread_over_models_has_no_number(tmp_path):
         assert found[name].isnull().all()
 
 
+def test_a_damaged_record_is_named_and_left_out_only_if_told(tmp_path, caplog):
+    correct, _ = made_up(np.random.default_rng(0), 6, 60, agreement=0.5, shared=0.5)
+    fill(tmp_path, correct)
+    (kept,) = tmp_path.glob("m02/d/eval/a/*.npz")
+    kept.write_bytes(b"")
+    (record_,) = tmp_path.glob("m03/d/eval/b/*.json")
+    whole = record_.read_text()
+    record_.write_text(whole[:40])
+    for spoilt in (record_, kept):
+        with pytest.raises(CorruptStoreError, match=spoilt.name):
+            correlate_images(tmp_path, resamples=9, splits=3)
+        found = correlate_images(tmp_path, resamples=9, splits=3, skip_errors=True)
+        assert found["n"].sel(dataset="d", protocol="a", other="b") == (
+            4 if spoilt == record_ else 5
+        )
+        assert str(spoilt) in caplog.text
+        record_.write_text(whole)
+
+
 def test_bad_input_is_named(tmp_path):
     with pytest.raises(FeatStoreError, match="no dataset in .* has cells of independent models"):
         correlate_images(tmp_path)
@@ -262,6 +281,9 @@ def test_bad_input_is_named(tmp_path):
     ]:
         with pytest.raises(ValueError, match=what):
             correlate_images(tmp_path, **wrong)
+    put(tmp_path, "m", "a", np.ones(40, bool), dataset="voc", metric="map")
+    with pytest.raises(FeatStoreError, match="scores on voc are map, and only top1"):
+        correlate_images(tmp_path, datasets=["voc"])
     put(tmp_path, "other", "a", np.ones(30, bool))
     with pytest.raises(StoreMismatchError, match="not of the same test images"):
         correlate_images(tmp_path)

@@ -1,5 +1,8 @@
 """The sections on how sure findings are hold what the analyses they stand for say."""
 
+import re
+import shutil
+
 import numpy as np
 import pytest
 
@@ -11,6 +14,7 @@ from featstore.analysis.images import correlate_images
 from featstore.analysis.influence import influence
 from featstore.analysis.stability import ranking_stability
 from featstore.analysis.versus import compare_predictors
+from featstore.errors import CorruptStoreError
 from featstore.reporting.page import report
 from featstore.reporting.text import coefficient, percent, probability, signed
 from featstore.results import Cell, open_outcomes, open_results, record
@@ -202,6 +206,36 @@ def test_pairs_that_hang_on_a_model_say_on_which(study, page):
         assert number(row[4]) - number(row[3]) == pytest.approx(number(row[5]))
         changes.append(abs(number(row[5])))
     assert changes == sorted(changes, reverse=True)
+
+
+@pytest.mark.parametrize("protocol", ["logreg", "knn-marks"])  # of which sections read either
+def test_damaged_predictions_end_the_report_unless_told_to_leave_them_out(
+    records, tmp_path, caplog, protocol
+):
+    root = tmp_path / "results"
+    shutil.copytree(records, root)
+    (kept,) = root.glob(f"swav-cnn/home/eval/{protocol}/*.npz")
+    kept.write_bytes(kept.read_bytes()[:-1])
+    results, place = open_results(root), tmp_path / "r.html"
+    with pytest.raises(CorruptStoreError, match=re.escape(str(kept))):
+        report(results, place, records=root)
+    assert not place.exists()
+    report(results, place, records=root, skip_errors=True)
+    assert f"left out: {kept}" in caplog.text
+    page = Page(place.read_text(encoding="utf-8"))
+    ranked = {row[0][0] for row in page.rows("certainty-table")[1]}
+    assert {*MODELS} - ranked == ({"swav-cnn"} if protocol == "logreg" else set())
+    assert "images-table" in page.tables
+
+
+def test_what_are_no_results_is_not_reported(study, tmp_path):
+    for wrong, message in (
+        (study.drop_vars("seconds"), "they lack seconds"),
+        (study.expand_dims(seed=[0]), "have a dim seed"),
+        (study.assign(score=study["score"] * 100), "Divide percent by 100"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            report(wrong, tmp_path / "r.html")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import numpy as np
 import xarray as xr
@@ -12,6 +12,7 @@ from featstore.analysis.correlate import coefficients
 from featstore.analysis.resampling import (
     Bools,
     Floats,
+    Indices,
     Resampling,
     mean_correlations,
     units_of,
@@ -195,26 +196,28 @@ def head_bn(
     of_pair = [(kinds[a], f"{normalisation[a]} to {normalisation[b]}") for a, b in pairs]
     axes = [list(dict.fromkeys(axis)) for axis in zip(*of_pair, strict=True)] or [[], []]
     earlier, later = np.array(pairs, dtype=int).reshape(-1, 2).T
-    apart = [reference not in (protocols[a], protocols[b]) for a, b in pairs]
+    apart = np.array([reference not in (protocols[a], protocols[b]) for a, b in pairs], bool)
     sees = _marks(shares(results), bn_mode)[later]
 
-    def means(groups: Sequence[Sequence[int]], shape: tuple[int, ...]) -> dict[str, Floats]:
-        """Columns over groups of pairs and over whom they are among."""
-        found = []
-        for group in groups:
-            sides = score[earlier[[*group]]], score[later[[*group]]]
-            told = np.array([apart[i] for i in group], dtype=bool)
-            found += [_mean_change(*sides, home, told, one, scheme) for one in among]
-        columns = np.array(found, dtype=float).reshape(*shape, len(AMONG), len(_OF_HEAD))
-        return dict(zip(_OF_HEAD, np.moveaxis(columns, -1, 0), strict=True))
+    def means(groups: Indices) -> dict[str, Floats]:
+        """Columns (group, among) over groups (group, pair) of equally many pairs."""
+        sides, told = (score[earlier[groups]], score[later[groups]]), apart[groups]
+        found = [_mean_change(*sides, home, told, one, scheme) for one in among]
+        return {
+            name: np.stack([one[name] for one in found], axis=1).astype(float) for name in _OF_HEAD
+        }
 
     groups = [
         [number for number, place in enumerate(of_pair) if place == (kind, change)]
         for kind in axes[0]
         for change in axes[1]
     ]
+    single = means(np.arange(len(pairs))[:, None])
+    each = [means(np.array([group], dtype=int)) for group in groups]
     shape = len(axes[0]), len(axes[1])
-    whole, single = means(groups, shape), means([[i] for i in range(len(pairs))], (len(pairs),))
+    whole = {
+        name: np.reshape([one[name] for one in each], (*shape, len(AMONG))) for name in _OF_HEAD
+    }
     marked = [bool(sees[group].any()) for group in groups]
     return xr.Dataset(
         {name: (("kind", "change", "among"), column) for name, column in whole.items()}
@@ -243,27 +246,27 @@ def head_bn(
 def _mean_change(
     before: Floats, after: Floats, home: Floats, apart: Bools, among: Bools,
     scheme: Resampling,
-) -> tuple[float, ...]:  # fmt: skip
-    """`_OF_HEAD` of scores (pair, dataset, model) over some of the models.
+) -> dict[str, Floats]:  # fmt: skip
+    """`_OF_HEAD` (group,) of scores (group, pair, dataset, model) over some of the models.
 
-    `home` (dataset, model) is of the reference, `apart` (pair,) whether it is in neither side. What
-    is over datasets is over those of all pairs, as if they were one protocol's.
+    `home` (dataset, model) is of the reference, `apart` (group, pair) whether it is in neither
+    side. What is over datasets is over those of all pairs, as if they were one protocol's.
     """
     there = np.isfinite(before) & np.isfinite(after) & among
-    told = there & np.isfinite(home) & apart[:, None, None]
+    told = there & np.isfinite(home) & apart[:, :, None, None]
     home = np.broadcast_to(home, before.shape)
+    groups, pairs, datasets, models = before.shape
 
     def as_one(mask: Bools, *sides: Floats) -> list[Floats]:
-        shape = (1, mask.shape[0] * mask.shape[1], mask.shape[2])
-        return [only(mask, one).reshape(shape) for one in sides]
+        return [only(mask, one).reshape(groups, pairs * datasets, models) for one in sides]
 
     x, y = as_one(there, before, after)
     found = moves(x, y, among, scheme)
     x, h, y = as_one(told, before, home, after)
     found |= _agreements(x, h, y, h, scheme)
-    for name, axes in (("n_datasets", (0, 2)), ("n_pairs", (1, 2))):
-        found[name] = np.array([np.count_nonzero(there.any(axis=axes))])
-    return tuple(float(found[name][0]) for name in _OF_HEAD)
+    found["n_datasets"] = np.count_nonzero(there.any(axis=(1, 3)), axis=1)
+    found["n_pairs"] = np.count_nonzero(there.any(axis=(2, 3)), axis=1)
+    return found
 
 
 def _marks(results: xr.Dataset, bn_mode: str) -> Bools:
@@ -293,7 +296,7 @@ def _agreements(
         for name, one in (("before", r[0]), ("after", r[1]), ("change", r[1] - r[0]))
     }
     again = [
-        mean_correlations(values, *pair, scheme.weights, given)["spearman"]
+        mean_correlations(values, *pair, scheme.weights, given, statistics=["spearman"])["spearman"]
         for pair in (earlier, later)
     ]
     there = np.isfinite(before) & np.isfinite(home) & np.isfinite(after) & np.isfinite(own)

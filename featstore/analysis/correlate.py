@@ -276,15 +276,14 @@ def coefficients(
     values: Floats, first: Indices, second: Indices, groups: Indices | None = None
 ) -> dict[str, Floats]:
     """`pearson`, `spearman`, `kendall` and `n`, each (pair, dataset), as of `correlate_pairs`."""
-    shape = len(first), values.shape[1]
-    everyone = np.ones((1, values.shape[2]))
     count = np.count_nonzero(np.isfinite(values[first]) & np.isfinite(values[second]), axis=2)
-    out: dict[str, Floats] = {name: np.full(shape, np.nan) for name in STATISTICS}
-    for at in range(shape[1]):
-        enough = count[:, [at]] >= FEWEST_MODELS
-        found = mean_correlations(values[:, [at]], first, second, everyone, enough, groups=groups)
-        for name in STATISTICS:
-            out[name][:, at] = found[name][:, 0]
+    datasets, models = values.shape[1:]
+    a, b = ((side[:, None] * datasets + np.arange(datasets)).ravel() for side in (first, second))
+    found = mean_correlations(  # each series on each dataset as a series of its own
+        values.reshape(-1, 1, models), a, b, np.ones((1, models)),
+        count.reshape(-1, 1) >= FEWEST_MODELS, groups=groups,
+    )  # fmt: skip
+    out: dict[str, Floats] = {str(name): one.reshape(count.shape) for name, one in found.items()}
     out["n"] = count.astype(float)
     return out
 
@@ -317,33 +316,35 @@ def correlate_pairs(
     mean: dict[str, Floats] = {name: _mean_over(given, single[name]) for name in STATISTICS}
     both = np.isfinite(values[first]) & np.isfinite(values[second]) & given[:, :, None]
     seeded = [coefficients(one, first, second, groups) for one in redraws]
-    again = {name: np.zeros((len(first), len(scheme.weights))) for name in STATISTICS}
-    for at in range(values.shape[1]):
+    count = np.maximum(np.count_nonzero(given, axis=1), 1)[:, None]
+    if by_dataset:
+        again = {name: np.zeros((len(first), len(scheme.weights))) for name in STATISTICS}
+    else:
+        again = mean_correlations(values, first, second, scheme.weights, given, groups=groups)
+    for at in range(values.shape[1] if by_dataset else 0):
         drawn = mean_correlations(
             values[:, [at]], first, second, scheme.weights, given[:, [at]], groups=groups
         )
         for name in STATISTICS:
-            again[name] += np.where(given[:, [at]], drawn[name], 0.0)
-            if by_dataset:
-                sources = {}
-                if "models" in over:
-                    there = scheme.present(both[:, at])
-                    sources["models"] = scheme.limits(
-                        single[name][:, at], drawn[name], there, statistic=name
-                    )
-                if seeded:
-                    found = np.stack([one[name][:, at] for one in seeded])
-                    sources["seeds"] = spread_limits(single[name][:, at], found)
-                low, high = combined(single[name][:, at], [*sources.values()])
-                for end, column in (("_low", low), ("_high", high)):
-                    single.setdefault(f"{name}{end}", np.full(given.shape, np.nan))[:, at] = column
+            again[name] += np.where(given[:, [at]], drawn[name], 0.0) / count
+            sources = {}
+            if "models" in over:
+                there = scheme.present(both[:, at])
+                sources["models"] = scheme.limits(
+                    single[name][:, at], drawn[name], there, statistic=name
+                )
+            if seeded:
+                found = np.stack([one[name][:, at] for one in seeded])
+                sources["seeds"] = spread_limits(single[name][:, at], found)
+            low, high = combined(single[name][:, at], [*sources.values()])
+            for end, column in (("_low", low), ("_high", high)):
+                single.setdefault(f"{name}{end}", np.full(given.shape, np.nan))[:, at] = column
 
     for name in STATISTICS:
         limits = []
         if "models" in over:
-            count = np.maximum(np.count_nonzero(given, axis=1), 1)[:, None]
             there = scheme.present(np.asarray(both.any(axis=1)))
-            limits.append(scheme.limits(mean[name], again[name] / count, there, statistic=name))
+            limits.append(scheme.limits(mean[name], again[name], there, statistic=name))
         if "datasets" in over:
             limits.append(_over_datasets(mean[name], single[name], given, clusters, scheme, name))
         if seeded:

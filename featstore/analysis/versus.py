@@ -147,7 +147,9 @@ def _differences(
     cells = np.where(there, cells, np.nan)
     given = np.tile(enough, (len(used), 1))
     r = single[statistic][:, enough].mean(axis=1)
-    again = mean_correlations(cells, used, second[: len(used)], scheme.weights, given)[statistic]
+    again = mean_correlations(
+        cells, used, second[: len(used)], scheme.weights, given, statistics=[statistic]
+    )[statistic]
     # The p-value is on Fisher's scale, where the spread of r does not depend on r.
     z, drawn = (np.arctanh(np.clip(one, -_NEAR_ONE, _NEAR_ONE)) for one in (r, again))
     place = {int(one): number for number, one in enumerate(used)}

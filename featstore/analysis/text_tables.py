@@ -27,6 +27,8 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
 }
+_UPRIGHT = 8  # characters of a column's name; with longer ones, all are turned
+_NO_WIDER = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 _MARKDOWN = {sign: f"\\{sign}" for sign in "\\`*_[]<>|~&#$"}
 
 
@@ -69,7 +71,7 @@ def text_table(
     Parameters
     ----------
     results : Dataset with dims (model, dataset, bn_mode, protocol), of `open_results()`
-    form : `latex`, for which a document needs the package booktabs, or `markdown`
+    form : `latex`, for which a document needs the packages booktabs and graphicx, or `markdown`
     protocol : whose scores, on each dataset; by default means of all protocols
     models : "independent" leaves out early checkpoints and random weights
     bn_mode : the one BN mode looked at
@@ -241,22 +243,26 @@ def _marked(table: _Table, bold: str, underlined: str, missing: str) -> list[lis
 def _latex(table: _Table) -> str:
     cells = _marked(table, r"\textbf{{{}}}", r"\underline{{{}}}", "--")
     head, names = ([_escaped(one, _LATEX) for one in side] for side in (table.columns, table.rows))
+    if max(map(len, table.columns), default=0) > _UPRIGHT:
+        head = [rf"\rotatebox{{90}}{{{one}\,}}" for one in head]
     lines = [[name, *row] for name, row in zip(names, cells, strict=True)]
     label = re.sub(r"[^a-z0-9]+", "-", table.name.lower()).strip("-")
     return "\n".join(
         [
-            r"% needs \usepackage{booktabs}",
+            r"% needs \usepackage{booktabs,graphicx}",
             r"\begin{table}[t]",
             r"\centering",
             rf"\caption{{{_escaped(' '.join(table.caption), _LATEX)}}}",
             rf"\label{{tab:{label}}}",
+            r"\medskip",
+            _NO_WIDER,
             rf"\begin{{tabular}}{{l{'r' * len(head)}}}",
             r"\toprule",
             " & ".join(["model", *head]) + r" \\",
             r"\midrule",
             *(" & ".join(line) + r" \\" for line in lines),
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
             r"\end{table}",
             "",
         ]

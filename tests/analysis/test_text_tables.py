@@ -166,12 +166,21 @@ def test_what_does_not_exist_is_refused(root):
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex")
-def test_latex_compiles(root, tmp_path):
-    table = text_table(open_results(root), form="latex", protocol="logreg", root=root)
-    head = r"\documentclass{article}\usepackage{booktabs}\begin{document}"
-    (tmp_path / "t.tex").write_text(f"{head}\n{table}\n\\end{{document}}\n")
+def test_latex_compiles_and_no_table_is_wider_than_the_page(root, make_study, tmp_path):
+    few = text_table(open_results(root), form="latex", protocol="logreg", root=root)
+    many = text_table(make_study(n_datasets=12), form="latex")
+    head = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}"
+    (tmp_path / "t.tex").write_text(f"{head}\n{few}\n{many}\n\\end{{document}}\n")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "Overfull" not in done.stdout
+
+
+def test_long_names_of_columns_are_turned(root, make_study):
+    few = text_table(open_results(root), form="latex", protocol="logreg", root=root)
+    many = text_table(make_study(), form="latex")
+    assert r"\rotatebox" not in few
+    assert r"& \rotatebox{90}{knn-marks\,} &" in many
 
 
 def test_braces_of_latex_are_balanced(root):

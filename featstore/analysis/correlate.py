@@ -280,7 +280,7 @@ def coefficients(
     datasets, models = values.shape[1:]
     a, b = ((side[:, None] * datasets + np.arange(datasets)).ravel() for side in (first, second))
     found = mean_correlations(  # each series on each dataset as a series of its own
-        values.reshape(-1, 1, models), a, b, np.ones((1, models)),
+        values.reshape(len(values) * datasets, 1, models), a, b, np.ones((1, models)),
         count.reshape(-1, 1) >= FEWEST_MODELS, groups=groups,
     )  # fmt: skip
     out: dict[str, Floats] = {str(name): one.reshape(count.shape) for name, one in found.items()}

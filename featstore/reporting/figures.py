@@ -20,6 +20,7 @@ from featstore.reporting.text import on_lines
 MOST = 24  # of one kind; more of them take long to draw and nobody looks at them
 
 _SQUARE = (2.8, 2.55)
+_POINTS = ["score", "low", "high", "transductive"]  # to choose of these alone is much faster
 _LONGEST = 32  # characters of a label on such a square
 
 
@@ -35,10 +36,11 @@ def pairs(study: Study) -> dict[str, Markup]:
         r = study.correlations["independent"]["pearson"].sel(other=study.reference)
         best = sorted(others, key=lambda name: -np.nan_to_num(r.sel(protocol=name).item(), nan=-2))
         others = [name for name in others if name in best[:MOST]]
+    cells = study.ordered[[name for name in _POINTS if name in study.ordered]]
     drawn = {}
     for name in others:
         ax = plots.scatter(
-            study.ordered, name, study.reference, bn_mode=study.baseline, ax=canvas(*_SQUARE)
+            cells, name, study.reference, bn_mode=study.baseline, ax=canvas(*_SQUARE)
         )
         _fit_labels(ax)
         alt = (
@@ -57,10 +59,11 @@ def domains(study: Study) -> dict[str, Markup]:
         return {}
     home = study.homes[0]
     others = [str(name) for name in study.results["dataset"].values if name != home]
+    cells = study.ordered[[name for name in _POINTS if name in study.ordered]]
     drawn = {}
     for name in others[:MOST]:
         ax = plots.scatter_domain(
-            study.ordered,
+            cells,
             name,
             protocol=study.reference,
             in_domain=home,

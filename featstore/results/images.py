@@ -211,7 +211,7 @@ def _read(
     cells, images, useless = {}, {}, []
     for one in documents:
         try:
-            rows = outcomes_of(one)
+            rows = outcomes_of(one, "index", "label", "rank")
             if not _tells(rows):
                 useless.append(one["protocol"])
                 continue

@@ -207,8 +207,12 @@ def _parsed(path: Path) -> dict[str, Any]:
     return found
 
 
-def outcomes_of(document: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def outcomes_of(document: Mapping[str, Any], *names: str) -> dict[str, np.ndarray]:
     """What a record keeps for each test sample, checked against its checksum.
+
+    Parameters
+    ----------
+    names : of the arrays that are looked at, where it keeps them; of none all
 
     Raises
     ------
@@ -220,4 +224,4 @@ def outcomes_of(document: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if hashlib.sha256(data).hexdigest() != document["outcomes_sha256"]:
         raise CorruptStoreError(f"{path} is not what was written. Delete its record, probe again")
     with np.load(io.BytesIO(data)) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+        return {name: arrays[name] for name in arrays.files if not names or name in names}

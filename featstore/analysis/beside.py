@@ -93,7 +93,8 @@ def compare_published(
                         known.differences.get(_base(dataset), ""),
                         _transforms(dataset, answered),
                     )
-                    differences[d, p] = "; ".join(one for one in parts if one)
+                    known_to = [differences[d, p], *parts]  # two of theirs may answer to ours
+                    differences[d, p] = "; ".join(dict.fromkeys(one for one in known_to if one))
     if not np.isfinite(values["ours"]).any():
         raise FeatStoreError(
             f"results share no cell with {study}: {_held(mine, bn_mode, without)}. What can be "

@@ -74,7 +74,8 @@ def forecast(
     Dataset with dims (model, dataset, baseline)
         `predicted` and `true` (model, dataset); `naive` (baseline, model, dataset), what is said
         without regression: the `mean` of the scores it is learnt from, and the `in-domain` score
-        itself, of the first predictor that is a share. `mae` (dataset), the mean absolute error in
+        itself, of the target where every model has it, else of the first predictor that is a share
+        (attribute `naive_in_domain`). `mae` (dataset), the mean absolute error in
         shares, `mae_naive` (baseline, dataset), `spearman` (dataset) of foretold with true over
         models, and `n` (dataset); over all cells `mae_mean` and `mae_naive_mean` (baseline), over
         datasets `spearman_mean`. `skill` (baseline), 1 - mae_mean / mae_naive_mean, is 1 of perfect
@@ -113,8 +114,9 @@ def forecast(
     groups = unit if by_model else cluster
     predicted, average = _foretold(x, y, scores, groups, penalty, by_model)
     told = np.isfinite(predicted)
-    share = [name for name in predictors if name in shares(cells)["protocol"].values]
-    itself = raw.sel(protocol=share[0], dataset=home).values if share else np.nan
+    known = [name for name in (target, *predictors) if name in shares(cells)["protocol"].values]
+    known = [name for name in known if raw.sel(protocol=name, dataset=home).notnull().all()]
+    itself = raw.sel(protocol=known[0], dataset=home).values if known else np.nan
     itself = np.broadcast_to(np.reshape(itself, (-1, 1)), y.shape)
     naive = np.stack([average, only(told, itself)])
     out = xr.Dataset(
@@ -134,7 +136,13 @@ def forecast(
         again = _foretold(x, rest, scores, groups, penalty, by_model)
         without_one.append(_log_ratios(scores, again[0], np.stack([again[1], itself])))
     return _scored(out, np.reshape(without_one, (-1, 2))).assign_attrs(
-        target=target, leave=leave, in_domain=home, penalty=penalty, models=models, bn_mode=bn_mode
+        target=target,
+        leave=leave,
+        in_domain=home,
+        naive_in_domain=known[0] if known else "",
+        penalty=penalty,
+        models=models,
+        bn_mode=bn_mode,
     )
 
 

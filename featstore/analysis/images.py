@@ -68,8 +68,10 @@ def correlate_images(
     -------
     Dataset with dims (dataset, protocol, other)
         `pearson` of the whole test set, its 95 % interval `pearson_low` and `pearson_high` (BCa);
-        `pearson_split`, mean over halves, on the diagonal the reliability; `pearson_disattenuated`,
-        above 1 at times and NaN where a reliability is not above 0; the same of other statistics.
+        `pearson_split`, mean over halves, on the diagonal the reliability; `pearson_same_half`, of
+        both on one half, so that the difference of these two is what shared images make;
+        `pearson_disattenuated`, above 1 at times and NaN where a reliability is not above 0; the
+        same of other statistics.
         `n`, models that both have: with fewer than four there is no number. `n_images` and
         `n_cells`, those with a single label, by dataset.
 
@@ -155,8 +157,10 @@ def _correlate(
         low, high = bca(whole[..., 0], draws, whole[..., 1:])
         split = _mean(_over_models(cube["half"], cube["rest"], there, name))
         split = (split + split.T) / 2  # each of the two on either half
+        same = [_mean(_over_models(cube[one], cube[one], there, name)) for one in ("half", "rest")]
         own = np.where(np.diag(split) > 0, np.diag(split), np.nan)
         columns = {"": whole[..., 0], "_low": low, "_high": high, "_split": split}
+        columns["_same_half"] = (same[0] + same[1]) / 2
         columns["_disattenuated"] = split / np.sqrt(own[:, None] * own)
         out = out.assign({f"{name}{end}": (dims, column) for end, column in columns.items()})
     return out

@@ -59,7 +59,8 @@ def influence(
     again = mean_correlations(values, first, second, without, given, groups=groups)
     whole = mean_correlations(values, first, second, np.ones((1, n_models)), given, groups=groups)
     both = np.isfinite(values[first]) & np.isfinite(values[second]) & given[:, :, None]
-    enough = both.any(axis=1) & (both.sum(axis=2).max(axis=1) > FEWEST_MODELS)[:, None]
+    thin = (both.sum(axis=2) <= FEWEST_MODELS)[:, :, None]  # without one of four there is no r
+    enough = both.any(axis=1) & ~(both & thin).any(axis=1)
     names = scores["protocol"].values
     out = xr.Dataset(coords={"protocol": names, "other": names, "model": scores["model"].values})
     for name in STATISTICS:

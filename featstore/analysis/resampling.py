@@ -43,12 +43,14 @@ class Resampling:
     interval : `jackknife` leaves out one unit at a time, `bca` and `percentile` draw units with
         replacement, `fisher` goes by the number of units alone
     resamples, seed : of the bootstrap
+    held : values less one of what coefficients hold fixed, which `fisher` takes off the units
     """
 
     units: Indices
     interval: Interval = "jackknife"
     resamples: int = 1000
     seed: int = 0
+    held: int = 0
 
     @cached_property
     def weights(self) -> Floats:
@@ -95,7 +97,7 @@ class Resampling:
         elif self.interval == "percentile":
             low, high = intervals.percentile(drawn)
         elif self.interval == "fisher" and statistic is not None:
-            low, high = intervals.fisher(estimate, count, statistic=statistic)
+            low, high = intervals.fisher(estimate, count - self.held, statistic=statistic)
         else:
             low, high = intervals.jackknife(estimate, without_one, statistic=statistic)
         few = (count < FEWEST_MODELS) | ~np.isfinite(estimate)

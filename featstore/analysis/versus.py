@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -28,11 +28,19 @@ from featstore.analysis.selection import (
     scores_of,
     transductive,
 )
-from featstore.kernels.correlate import steiger
+from featstore.kernels.correlate import pearson, steiger
+from featstore.kernels.intervals import jackknife
 from featstore.kernels.testing import holm
 from featstore.results import check_results
 
 _NEAR_ONE = 1 - 1e-6  # Fisher's z of 1 is infinite
+
+_STABLE: dict[str, Callable[[Floats], Floats]] = {
+    "pearson": lambda r: np.asarray(np.arctanh(np.clip(r, -_NEAR_ONE, _NEAR_ONE))),
+    "spearman": lambda r: np.asarray(np.arcsin(np.clip(r, -1, 1))),
+    "kendall": np.asarray,
+}
+"""Scales on which the spread of a coefficient depends little on its size, as of the jackknife."""
 
 
 def compare_predictors(
@@ -67,10 +75,13 @@ def compare_predictors(
     -------
     Dataset with dims (protocol, other)
         `difference` of the correlation with the target, protocol's minus other's; `low` and `high`
-        of its 95 % interval by the paired bootstrap (BCa); `p` of no difference, two-sided, by the
-        bootstrap's standard error and Student's t with one degree of freedom less than there are
-        units; `p_holm`, adjusted so that of all pairs one is wrongly called different in at most a
-        twentieth of studies; `n` models, `n_datasets`. With `pearson` on one dataset, also
+        of its 95 % interval, made of those of both by the jackknife and of how far they go together
+        (MOVER; Zou, *Toward Using Confidence Intervals to Compare Correlations*, 2007), since
+        BCa's covers 88 to 93 % with 10 to 26 models and this one 94 to 99; `p` of no difference,
+        two-sided, by the standard error of the paired bootstrap, on the scale on which the
+        jackknife takes the coefficient, and Student's t with one degree of freedom less than there
+        are units; `p_holm`, adjusted so that of all pairs one is wrongly called different in at
+        most a twentieth of studies; `n` models, `n_datasets`. With `pearson` on one dataset, also
         `p_steiger`, of Steiger's test, which takes models as independent and normal. Where three
         protocols share fewer than four models, or units, there are no numbers.
 
@@ -150,15 +161,18 @@ def _differences(
     again = mean_correlations(
         cells, used, second[: len(used)], scheme.weights, given, statistics=[statistic]
     )[statistic]
-    # The p-value is on Fisher's scale, where the spread of r does not depend on r.
-    z, drawn = (np.arctanh(np.clip(one, -_NEAR_ONE, _NEAR_ONE)) for one in (r, again))
+    z, moved = (_STABLE[statistic](one) for one in (r, again))
+    drawn = moved[:, : scheme.resamples]
+    without = np.where(present, again[:, scheme.resamples :], np.nan)
+    ends = jackknife(r[: len(used)], without, statistic=statistic)
     place = {int(one): number for number, one in enumerate(used)}
     found = {}
     for number, (i, j) in enumerate(pairs):
         a, b = place[i], place[j]
         apart = np.asarray(r[a] - r[b])
-        low, high = scheme.limits(apart, again[a] - again[b], present)
-        error = np.nanstd(drawn[a, : scheme.resamples] - drawn[b, : scheme.resamples])
+        together = _correlation(moved[[a, b], scheme.resamples :][:, present])
+        low, high = _mover(r[[a, b]], ends[0][[a, b]], ends[1][[a, b]], together)
+        error = np.nanstd(drawn[a] - drawn[b])
         size = abs(z[a] - z[b]) / error if error else 0.0 if z[a] == z[b] else np.inf
         p = 2 * t.sf(size, np.count_nonzero(present) - 1)
         found[i, j] = told | {
@@ -168,3 +182,18 @@ def _differences(
             between = r[len(used) + number]
             found[i, j]["p_steiger"] = float(steiger(r[a], r[b], between, int(told["n"]))[1])
     return found
+
+
+def _correlation(without: Floats) -> float:
+    """How two coefficients go together, (2, unit) of what each is without a unit."""
+    known = without[:, np.isfinite(without).all(axis=0)]
+    return float(np.nan_to_num(pearson(known[0], known[1])))
+
+
+def _mover(r: Floats, low: Floats, high: Floats, together: float) -> tuple[float, float]:
+    """Limits of r[0] - r[1], of those of each (2,) and the correlation of both estimates."""
+    below, above = r - low, high - r
+    down = below[0] ** 2 + above[1] ** 2 - 2 * together * below[0] * above[1]
+    up = above[0] ** 2 + below[1] ** 2 - 2 * together * above[0] * below[1]
+    apart = float(r[0] - r[1])
+    return apart - float(np.sqrt(max(down, 0.0))), apart + float(np.sqrt(max(up, 0.0)))

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from featstore.analysis.beside import compare_published
+from featstore.analysis.correlate import correlate_protocols
 from featstore.analysis.critical import critical_difference
 from featstore.analysis.differences import compare_models
 from featstore.analysis.families import family_gap
@@ -191,10 +192,17 @@ def gap(study: Study) -> Content | None:
         "held": found["held"].values.tolist(),
         "counts": count.values.astype(int).tolist(),
         "taught": taught.values.astype(int).tolist(),
-        "any_taught": bool((taught > 0).any()),
+        "taught_names": [str(one) for one in study.results["model"].values[_taught(study.results)]],
         "picture": inline_svg(ax, "gap", alt),
         "drawn": len(some),
     }
+
+
+def _taught(results: xr.Dataset) -> Any:
+    """(model,) whether it was taught by CLIP."""
+    if "teacher" not in results.coords:
+        return np.zeros(results.sizes["model"], bool)
+    return np.array([str(one) == "clip" for one in results["teacher"].values])
 
 
 def forecasts(study: Study) -> Content | None:
@@ -237,6 +245,7 @@ def forecasts(study: Study) -> Content | None:
         "pictures": pictures,
         "target": target,
         "home": study.homes[0],
+        "naive_in_domain": next(iter(found.values())).attrs["naive_in_domain"],
         "predictors": [study.labels[str(name)] for name in used],
         "reasons": reasons,
     }
@@ -259,7 +268,7 @@ def images(study: Study) -> Content | None:
     found = found.sel(dataset=home)
     names = [str(name) for name in found["protocol"].values]
     first, second = np.triu_indices(len(names), 1)
-    columns = ("pearson_split", "pearson_disattenuated", "n")
+    columns = ("pearson_same_half", "pearson_split", "pearson_disattenuated", "n")
     values = {name: found[name].values[first, second].tolist() for name in columns}
     ends = [found[f"pearson{end}"].values[first, second] for end in ENDS]
     whole = np.stack(ends, axis=1).tolist()
@@ -276,8 +285,29 @@ def images(study: Study) -> Content | None:
         "home": home,
         "n_images": int(found["n_images"]),
         "reliability": list(zip(names, own.tolist(), strict=True)),
-        "loss": float(np.median([row["pearson"][0] - row["pearson_split"] for row in rows])),
+        "shared": float(
+            np.median([row["pearson_same_half"] - row["pearson_split"] for row in rows])
+        ),
     }
+
+
+def partials(study: Study) -> list[Content]:
+    """Pairs of protocols with r over all backbones, and within them, where there are several."""
+    if len({str(one) for one in study.results["backbone"].values}) < 2:
+        return []
+    whole = study.correlations["independent"]
+    found = correlate_protocols(study.results, partial="backbone", by_dataset=False, **study.how)
+    names = [str(name) for name in whole["protocol"].values]
+    first, second = np.triu_indices(len(names), 1)
+    columns = [
+        np.stack([one[f"pearson{end}"].values[first, second] for end in ENDS], axis=1).tolist()
+        for one in (whole, found)
+    ]
+    rows = [
+        {"a": names[i], "b": names[j], "pooled": pooled, "within": within}
+        for i, j, pooled, within in zip(first, second, *columns, strict=True)
+    ]
+    return [row for row in rows if row["within"][0] == row["within"][0]]
 
 
 def hinges(study: Study) -> list[Content]:

@@ -126,6 +126,7 @@ def protocols(study: Study) -> Content:
         "pictures": pictures,
         "n_others": len(shares(study.results)["protocol"]) - 1,
         "hinges": certainty.hinges(study),
+        "partials": certainty.partials(study),
     }
 
 

@@ -436,3 +436,28 @@ def test_a_model_of_four_cannot_be_left_out(results):
 def test_intervals_that_there_are_not_are_refused(results, wrong, message):
     with pytest.raises(ValueError, match=message):
         correlate_protocols(results, **wrong)
+
+
+def test_a_perfect_score_has_the_logit_of_half_an_image_less(results):
+    few = results.isel(protocol=[0, 7]).copy(deep=True)
+    few["score"].loc[{"model": few["model"].values[0], "dataset": "faces"}] = 1.0
+    found = correlate_protocols(few, dataset="faces", scale="logit")["pearson"].values[0, 1]
+    own = few.isel(model=np.flatnonzero(is_independent(few).values))
+    scores = own["score"].sel(bn_mode="eval", dataset="faces").values
+    kept = np.where(scores == 1, 1 - 0.5 / 60, scores)  # faces have 60 test images
+    columns = np.log(kept / (1 - kept))
+    assert found == pytest.approx(stats.pearsonr(*columns.T).statistic)
+
+
+def test_clusters_count_alike_however_many_datasets_they_have(lineages):
+    grouped = lineages.isel(dataset=[0, 1, 2, 3, 1, 2]).assign_coords(
+        dataset=[*"abcdef"], cluster=("dataset", ["", "", "", "u", "u", "u"]),
+        shift=("dataset", ["other"] * 6),
+    )  # fmt: skip
+    found = correlate_protocols(grouped, over="datasets").sel(protocol="p", other="q")
+    r = found["kendall_by_dataset"].values
+    means = np.array([*r[:3], r[3:].mean()])
+    reach = stats.t.ppf(0.975, 3) * stats.sem(means)
+    assert found["kendall"] - found["kendall_low"] == pytest.approx(
+        min(reach, 1 + float(found["kendall"]))
+    )

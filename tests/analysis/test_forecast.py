@@ -107,13 +107,17 @@ def test_forecasts_are_those_of_a_loop_with_scikit_learn(leave, predictors, pena
 
 def test_the_in_domain_score_itself_is_the_other_baseline():
     results = study(2)
-    found = forecast(results, target="finetune", predictors=["logme", "ncm", "knn"])
-    home = results["score"].sel(protocol="ncm", dataset="home", bn_mode="eval").values
-    naive = found["naive"].sel(baseline="in-domain").transpose("model", "dataset")
-    np.testing.assert_array_equal(naive, np.tile(home[:, None], 4))
+    lacking = results.copy(deep=True)  # no fine-tuning at home: the first predictor that is a share
+    lacking["score"].loc[{"protocol": "finetune", "dataset": "home"}] = np.nan
+    for one, protocol in ((results, "finetune"), (lacking, "ncm")):
+        found = forecast(one, target="finetune", predictors=["logme", "ncm", "knn"])
+        home = results["score"].sel(protocol=protocol, dataset="home", bn_mode="eval").values
+        naive = found["naive"].sel(baseline="in-domain").transpose("model", "dataset")
+        np.testing.assert_array_equal(naive, np.tile(home[:, None], 4))
+        assert found.attrs["naive_in_domain"] == protocol
     error = np.abs(naive.values - found["true"].values)
     assert float(found["mae_naive_mean"].sel(baseline="in-domain")) == pytest.approx(error.mean())
-    found = forecast(results, target="finetune", predictors=["logme"])
+    found = forecast(lacking, target="finetune", predictors=["logme"])
     assert found["skill"].sel(baseline="in-domain").isnull()
 
 

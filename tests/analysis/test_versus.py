@@ -6,6 +6,7 @@ import xarray as xr
 from scipy import stats
 
 from featstore.analysis.versus import compare_predictors
+from featstore.kernels.correlate import steiger
 
 
 def study(cells, lineages=None):
@@ -53,21 +54,56 @@ def test_differences_are_those_of_scipys_coefficients_over_common_models(statist
     assert found["p"].sel(protocol="a", other="a").isnull()
 
 
-def test_the_interval_is_close_to_scipys_paired_bootstrap():
-    cells = planted(26, (0.8, 0.5), 3)
+SCALES = {
+    "pearson": (stats.pearsonr, np.arctanh, np.tanh),
+    "spearman": (stats.spearmanr, np.arcsin, lambda z: np.sin(np.clip(z, -np.pi / 2, np.pi / 2))),
+}
 
-    def apart(t, a, b, axis):
-        r = (stats.pearsonr(t, side, axis=axis).statistic for side in (a, b))
-        return np.subtract(*r)
 
-    expected = stats.bootstrap(
-        tuple(cells[:, 0].T), apart, paired=True, vectorized=True, n_resamples=5000,
-        rng=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
-    found = compare_predictors(study(cells), "target", statistic="pearson", resamples=5000)
-    pair = found.sel(protocol="a", other="b")
-    assert pair["low"] == pytest.approx(expected.low, abs=0.03)
-    assert pair["high"] == pytest.approx(expected.high, abs=0.03)
+@pytest.mark.parametrize("statistic", SCALES)
+def test_limits_and_p_are_those_worked_by_hand(statistic):
+    cells = planted(9, (0.8, 0.5), 3)[:, 0]
+    test, ahead, back = SCALES[statistic]
+
+    def both(kept):
+        return np.array([test(cells[kept, 0], cells[kept, side]).statistic for side in (1, 2)])
+
+    r = both(np.arange(9))
+    without = np.stack([both(np.delete(np.arange(9), one)) for one in range(9)])
+    apart = ahead(without) - ahead(without).mean(axis=0)
+    reach = stats.t.ppf(0.975, 8) * np.sqrt(8 / 9 * (apart**2).sum(axis=0))
+    low, high = back(ahead(r) - reach), back(ahead(r) + reach)
+    c = stats.pearsonr(*ahead(without).T).statistic
+    below = np.sqrt(
+        (r[0] - low[0]) ** 2 + (high[1] - r[1]) ** 2 - 2 * c * (r[0] - low[0]) * (high[1] - r[1])
+    )
+    above = np.sqrt(
+        (high[0] - r[0]) ** 2 + (r[1] - low[1]) ** 2 - 2 * c * (high[0] - r[0]) * (r[1] - low[1])
+    )
+    drawn = np.random.default_rng(0).integers(0, 9, (400, 9))
+    z = np.array([ahead(both(one)) for one in drawn])
+    size = abs(np.subtract(*ahead(r))) / np.subtract(*z.T).std()
+    pair = compare_predictors(
+        study(cells[:, None]), "target", statistic=statistic, resamples=400
+    ).sel(protocol="a", other="b")
+    assert pair["difference"] == pytest.approx(r[0] - r[1])
+    assert pair["low"] == pytest.approx(r[0] - r[1] - below)
+    assert pair["high"] == pytest.approx(r[0] - r[1] + above)
+    assert pair["p"] == pytest.approx(2 * stats.t.sf(size, 8), rel=1e-3)
+    if statistic == "pearson":
+        between = stats.pearsonr(cells[:, 1], cells[:, 2]).statistic
+        assert pair["p_steiger"] == pytest.approx(float(steiger(*r, between, 9)[1]))
+
+
+@pytest.mark.slow
+def test_limits_hold_the_true_difference_as_often_as_they_say():
+    truth, held, runs = 0.8 - 0.4, 0, 200
+    for seed in range(runs):
+        found = compare_predictors(
+            study(planted(14, (0.8, 0.4), seed)), "target", statistic="pearson", resamples=20
+        ).sel(protocol="a", other="b")
+        held += bool(found["low"] <= truth <= found["high"])
+    assert held / runs > 0.95 - 2.6 * np.sqrt(0.95 * 0.05 / runs)
 
 
 def test_a_pair_does_not_depend_on_what_else_is_compared():

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from featstore.analysis.correlate import correlate_protocols
 from featstore.analysis.critical import critical_difference
 from featstore.analysis.differences import compare_models
 from featstore.analysis.families import family_gap
@@ -167,10 +168,13 @@ def test_agreement_on_other_images_stands_beside_that_on_the_same(records, page)
     assert len(body) == 6
     for row in body:
         pair = found.sel(protocol=row[0][0], other=row[1][0])
-        keys = ("pearson", "pearson_split", "pearson_disattenuated")
+        keys = ("pearson", "pearson_same_half", "pearson_split", "pearson_disattenuated")
         np.testing.assert_array_equal(
-            [number(cell) for cell in row[2:5]], [pair[key].item() for key in keys]
+            [number(cell) for cell in row[2:6]], [pair[key].item() for key in keys]
         )
+    pairs = found["pearson_same_half"] - found["pearson_split"]
+    shared = np.median(pairs.values[np.triu_indices(4, 1)])
+    assert f"r is {coefficient(shared)} lower there than with both on one half" in page.text
     _, own = page.rows("reliability-table")
     for row in own:
         pair = found.sel(protocol=row[0][0], other=row[0][0])
@@ -236,6 +240,22 @@ def test_what_are_no_results_is_not_reported(study, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             report(wrong, tmp_path / "r.html")
+
+
+def test_pairs_stand_with_the_backbone_held_fixed(study, page):
+    _, body = page.rows("partials-table")
+    assert len(body) == 6
+    for column, partial in ((2, ""), (3, "backbone")):
+        found = correlate_protocols(study, partial=partial, by_dataset=False)
+        for row in body:
+            pair = found.sel(protocol=row[0][0], other=row[1][0])
+            assert number(row[column]) == pytest.approx(pair["pearson"].item())
+            low, high = (coefficient(pair[f"pearson_{end}"].item()) for end in ("low", "high"))
+            assert row[column][0].endswith(f"[{low}, {high}]")
+
+
+def test_models_taught_by_clip_are_named(page):
+    assert "whatever the family says: eva-vit." in page.text
 
 
 @pytest.mark.parametrize(

@@ -84,3 +84,19 @@ def test_the_readme_has_the_coverage_that_was_simulated(statistic, population):
     for method in methods:
         told = [" / ".join(found[method, n, r] for r in (0.3, 0.6, 0.9)) for n in (14, 26)]
         assert f"| {told[0]} | {told[1]} |" in readme, method
+
+
+def test_the_readme_has_the_seconds_of_analyses_that_were_measured():
+    rows = json.loads((ROOT / "data" / "benchmarks" / "analyses.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    told = {
+        "open results.zarr, 30,000 cells", "open_results, 30,000 records",
+        "statistics, all of these", "report, 26 x 11 x 3 x 10", "report, 50 x 30 x 1 x 20",
+        "compare_models, 26 x 50,000, 2,000 resamples",
+    }  # fmt: skip
+    for row in rows:
+        if row["what"] in told:
+            seconds = row["seconds"]
+            assert (f"{seconds:.2g} s" if seconds < 1 else f"{seconds:.1f} s") in readme
+            told.remove(row["what"])
+    assert not told

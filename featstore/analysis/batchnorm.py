@@ -7,16 +7,9 @@ from collections.abc import Collection
 import numpy as np
 import xarray as xr
 
+from featstore.analysis.coefficients import coefficients, mean_correlations
 from featstore.analysis.compare import mean, moves, only
-from featstore.analysis.correlate import coefficients
-from featstore.analysis.resampling import (
-    Bools,
-    Floats,
-    Indices,
-    Resampling,
-    mean_correlations,
-    units_of,
-)
+from featstore.analysis.resampling import Bools, Floats, Indices, Resampling, units_of
 from featstore.analysis.selection import (
     ENDS,
     Models,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from featstore.analysis.correlate import correlate_pairs
+from featstore.analysis.pairs import correlate_pairs
 from featstore.analysis.resampling import (
     STATISTICS,
     Bools,

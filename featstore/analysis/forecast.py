@@ -9,15 +9,9 @@ import numpy as np
 import xarray as xr
 from scipy.special import expit
 
+from featstore.analysis.coefficients import rows_alike
 from featstore.analysis.compare import mean, only
-from featstore.analysis.resampling import (
-    FEWEST_MODELS,
-    Floats,
-    Indices,
-    clusters_of,
-    rows_alike,
-    units_of,
-)
+from featstore.analysis.resampling import FEWEST_MODELS, Floats, Indices, clusters_of, units_of
 from featstore.analysis.selection import (
     Models,
     existing,

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from featstore.analysis.resampling import Bools, Floats, rows_alike
+from featstore.analysis.coefficients import rows_alike
+from featstore.analysis.resampling import Bools, Floats
 from featstore.analysis.selection import Models, metric_of_images, of_models
 from featstore.errors import CorruptStoreError, FeatStoreError, StoreMismatchError
 from featstore.kernels.correlate import kendall, pearson, rank_data

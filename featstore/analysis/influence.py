@@ -5,13 +5,9 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from featstore.analysis.correlate import coefficients, groups_of
-from featstore.analysis.resampling import (
-    FEWEST_MODELS,
-    STATISTICS,
-    draws_of,
-    mean_correlations,
-)
+from featstore.analysis.coefficients import coefficients, mean_correlations
+from featstore.analysis.correlate import groups_of
+from featstore.analysis.resampling import FEWEST_MODELS, STATISTICS, draws_of
 from featstore.analysis.selection import Models, Scale, existing, of_models, scores_of
 from featstore.results import check_results
 

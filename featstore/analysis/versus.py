@@ -10,14 +10,13 @@ import numpy as np
 import xarray as xr
 from scipy.stats import t
 
-from featstore.analysis.correlate import coefficients
+from featstore.analysis.coefficients import coefficients, mean_correlations
 from featstore.analysis.resampling import (
     FEWEST_MODELS,
     STATISTICS,
     Floats,
     Resampling,
     Statistic,
-    mean_correlations,
     units_of,
 )
 from featstore.analysis.selection import (

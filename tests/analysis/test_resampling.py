@@ -5,12 +5,12 @@ import pytest
 import xarray as xr
 from scipy import stats
 
+from featstore.analysis.coefficients import mean_correlations
 from featstore.analysis.resampling import (
     Resampling,
     clusters_of,
     combined,
     draws_of,
-    mean_correlations,
     mean_interval,
     redrawn_seeds,
     units_of,

@@ -6,7 +6,6 @@ import numpy as np
 import xarray as xr
 from scipy.stats import rankdata
 
-from featstore.analysis.resampling import clusters_of
 from featstore.analysis.selection import (
     existing,
     is_independent,
@@ -74,10 +73,10 @@ def rank_models(results: xr.Dataset, *, metric: str = "score", bn_mode: str = "e
 def mean_over_datasets(cells: xr.Dataset, metric: str = "score") -> xr.Dataset:
     """Mean of a metric over the dataset dim, `score`, with `low`, `high` and `n_datasets`.
 
-    The interval of the mean is made of those of the datasets: distances to the limits add up as
-    squares, since their test images are distinct (MOVER; Zou & Donner 2008), but as they are
-    within a `cluster`, whose datasets may be the same images changed. It tells how sure the mean
-    over just these datasets is, not what a model would do on others.
+    The interval of the mean is made of those of the datasets, whose test images are taken to be
+    distinct: distances to the limits add up as squares (MOVER; Zou & Donner 2008). Where some are
+    the same images changed, as by blur, it is too narrow; `compare_models` knows. It tells how sure
+    the mean over just these datasets is, not what a model would do on others.
     """
     scores = cells[metric]
     present = scores.notnull()
@@ -85,11 +84,8 @@ def mean_over_datasets(cells: xr.Dataset, metric: str = "score") -> xr.Dataset:
     mean = scores.mean("dataset")
     if metric == "score":
         some = count.where(count > 0)
-        cluster = xr.DataArray(clusters_of(cells), dims="dataset", name="cluster")
-        below, above = (
-            np.sqrt((reach.groupby(cluster).sum() ** 2).sum("cluster")) / some
-            for reach in (scores - cells["low"], cells["high"] - scores)
-        )
+        below = np.sqrt(((scores - cells["low"]) ** 2).sum("dataset")) / some
+        above = np.sqrt(((cells["high"] - scores) ** 2).sum("dataset")) / some
         # Of cells without an interval, as published ones, nothing is sure, rather than everything.
         sure = (cells["low"].notnull() & cells["high"].notnull() | ~present).all("dataset")
         limits = {"low": (mean - below).where(sure), "high": (mean + above).where(sure)}

@@ -190,7 +190,7 @@ def test_a_damaged_record_of_earlier_hides_no_cell_that_was_filled_now(store, tm
     bad.write_text(bad.read_text()[:30])
     done = featstore.probe(protocols=["ncm"], **options)
     assert (done.filled, done.results, len(done.failed)) == (3, "", 1)
-    assert done.failed[0].what.startswith(f"{tmp_path / 'r.zarr'} is as it was")
+    assert done.failed[0].what.startswith(f"{tmp_path / 'r.zarr'} was not refreshed")
     assert str(bad) in done.failed[0].error
     assert before == [(one, one.read_bytes()) for one, _ in before]
     assert len(list((tmp_path / "r").rglob("*/ncm/*.json"))) == 3

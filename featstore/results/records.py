@@ -222,6 +222,9 @@ def outcomes_of(document: Mapping[str, Any], *names: str) -> dict[str, np.ndarra
     path = Path(document["path"]).with_suffix(".npz")
     data = path.read_bytes() if path.exists() else b""
     if hashlib.sha256(data).hexdigest() != document["outcomes_sha256"]:
-        raise CorruptStoreError(f"{path} is not what was written. Delete its record, probe again")
+        raise CorruptStoreError(
+            f"{path} is not what was written. Delete the JSON beside it and probe again, or "
+            f"leave it out by skip_errors (--skip-errors)"
+        )
     with np.load(io.BytesIO(data)) as arrays:
         return {name: arrays[name] for name in arrays.files if not names or name in names}

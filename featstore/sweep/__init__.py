@@ -116,7 +116,7 @@ def refresh_results(results: str | Path, summary: Summary) -> None:
     try:
         summary.results = str(refresh(results))
     except FeatStoreError as error:
-        what = f"{target_of(results)} is as it was, though cells are recorded"
+        what = f"{target_of(results)} was not refreshed, and what is recorded is kept"
         summary.failed.append(Failure(what, str(error)))
 
 

@@ -19,6 +19,7 @@ from featstore.analysis.selection import (
     shares,
     transductive,
 )
+from featstore.results import check_results
 
 AMONG = ("all", "batchnorm", "bn_free")
 """Models that a mean is over: all, those with BatchNorm in the backbone, those without."""
@@ -73,8 +74,9 @@ def backbone_bn(
     Raises
     ------
     ValueError
-        The reference or the choice of models does not exist.
+        The reference or the choice of models does not exist; `results` are none.
     """
+    check_results(results, "bn_free", "kind")
     results = of_models(results, models)
     modes = [str(mode) for mode in results["bn_mode"].values]
     protocols = [str(name) for name in results["protocol"].values]
@@ -169,8 +171,9 @@ def head_bn(
     Raises
     ------
     ValueError
-        The reference, the BN mode or the choice of models does not exist.
+        The reference, the BN mode or the choice of models does not exist; `results` are none.
     """
+    check_results(results, "bn_free", "kind")
     results = of_models(results, models)
     scheme = Resampling(units_of(results))
     existing("bn_mode", bn_mode, results["bn_mode"].values)

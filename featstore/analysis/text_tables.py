@@ -102,6 +102,10 @@ def text_table(
     chosen = chosen.sel({over: scores.notnull().any([dim for dim in scores.dims if dim != over])})
     sets = [str(one) for one in chosen["dataset"].values]
     columns = [str(one) for one in chosen[over].values]
+    if not columns or not chosen.sizes["model"]:
+        raise ValueError(
+            f"there is no score to tabulate: no {models} model has a cell in BN mode {bn_mode}"
+        )
     values, tests = [], {}
     for column in columns:
         own = chosen["score"].sel({over: column})

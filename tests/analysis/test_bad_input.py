@@ -10,6 +10,7 @@ import featstore
 from featstore import FeatStoreError
 
 ASKED = {  # function of results -> its other arguments
+    "backbone_bn": (),
     "calibration_errors": (),
     "compare_predictors": ("finetune-marks",),
     "compare_protocols": ("logreg", ["knn-marks", "logme"]),
@@ -19,6 +20,7 @@ ASKED = {  # function of results -> its other arguments
     "critical_difference": {"protocol": "logreg"},
     "family_gap": {"attribute": "family", "groups": ("contrastive", "clustering")},
     "forecast": {"target": "finetune-marks", "predictors": ["logreg", "knn-marks"]},
+    "head_bn": (),
     "influence": (),
     "pareto": ("finetune-marks",),
     "predictors": ("finetune-marks",),
@@ -72,7 +74,7 @@ def study(make_study):
 def test_every_public_analysis_of_results_is_asked():
     # Plots show what analyses say, and some of these are of records, or of features.
     others = {"plots", "ranking_plots", "study_plots", "similarity", "differences", "images",
-              "published", "beside", "batchnorm"}  # fmt: skip
+              "published", "beside"}  # fmt: skip
     homes = {name: home.split(".") for name, home in featstore._HOMES.items()}
     takes = {name for name, home in homes.items() if home[1:2] == ["analysis"]}
     assert {name for name in takes if homes[name][2] not in others} == set(ASKED)

@@ -119,7 +119,8 @@ def test_a_tiny_dataset_loads_by_name_with_what_analysis_wants_to_know(name):
     dataset = load_dataset(name)
     entry = catalogue()[name]
     assert dataset.info == {
-        "shift": entry.shift, "cluster": entry.cluster or name, "metric": "top1", "source": entry.source,
+        "shift": entry.shift, "cluster": entry.cluster or name, "metric": "top1",
+        "source": entry.source,
     }  # fmt: skip
     assert (dataset.name, tuple(dataset.splits)) == (name, ("train", "test"))
     with pytest.raises(UnknownNameError, match=f"{name} has no split 'val'; it has train, test"):

@@ -100,7 +100,7 @@ def ranking_stability(
     existing("protocol", protocol, protocols)
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")
-    cells = of_models(results, models)
+    cells = of_models(results, models).compute()  # as xarray.open_zarr gives it, it is on disk yet
     if over != "images":
         existing("metric", metric, metrics_of(results))
         existing("bn_mode", bn_mode, results["bn_mode"].values)

@@ -49,8 +49,10 @@ def compare_two_models(
     Dataset with dims (dataset, protocol)
         `difference` of the score, the model's minus the other's, `low` and `high` of its 95 %
         interval, `paired`, whether by the same test images, and of these `p`, two-sided, of no
-        difference (McNemar's for top-1), and `p_holm`, adjusted for being one of all cells. NaN
-        where a cell is missing. Only protocols whose scores are shares.
+        difference (McNemar's for top-1), and `p_holm`, adjusted for being one of all these cells,
+        as many as the attribute `n_tests`: choose the protocols that are asked about beforehand,
+        since the more there are, the less any shows. NaN where a cell is missing. Only protocols
+        whose scores are shares.
 
     Raises
     ------
@@ -84,7 +86,12 @@ def compare_two_models(
                 out[name].values[*at] = value
     p = out["p"].values
     out["p_holm"] = (out["p"].dims, holm(p.ravel()).reshape(p.shape))
-    told = {"model": model, "other": other, "bn_mode": bn_mode}
+    told = {
+        "model": model,
+        "other": other,
+        "bn_mode": bn_mode,
+        "n_tests": int(np.isfinite(p).sum()),
+    }
     return out.assign_attrs(told, resamples=resamples, seed=seed)
 
 

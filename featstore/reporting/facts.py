@@ -50,11 +50,15 @@ def extreme(correlations: xr.Dataset, *, largest: bool) -> xr.Dataset | None:
     return correlations.isel(protocol=int(row), other=int(column))
 
 
-def best_predictor(domains: dict[str, xr.Dataset] | None) -> xr.Dataset | None:
-    """The protocol whose in-domain scores go best with those elsewhere, on average."""
-    if domains is None or not domains["independent"]["pearson_mean"].notnull().any():
+def best_predictor(
+    domains: dict[str, xr.Dataset] | None, protocols: Sequence[str]
+) -> xr.Dataset | None:
+    """Of these protocols the one whose in-domain scores go best, on average, with others."""
+    if domains is None:
         return None
-    found = domains["independent"]
+    found = domains["independent"].sel(protocol=protocols)
+    if not found["pearson_mean"].notnull().any():
+        return None
     return found.isel(protocol=int(found["pearson_mean"].argmax("protocol")))
 
 

@@ -43,6 +43,9 @@ class Section(NamedTuple):
 def summary(study: Study) -> Content:
     """How much was measured, and the findings in words."""
     ranking, independent = study.ranking, study.correlations["independent"]
+    # What is no share, as alpha-ReQ, has a sign and a scale of its own, and would lead for these.
+    names = [str(name) for name in shares(study.results)["protocol"].values]
+    averaged = independent.sel(protocol=names, other=names)
     counted, measured = study.counted, study.results["score"].notnull()
     leaders = [name for name in ranking["model"].values if ranking.place.sel(model=name) == 1]
     return {
@@ -51,11 +54,12 @@ def summary(study: Study) -> Content:
         "n_expected": int((xr.ones_like(measured) & counted).sum()),
         "first": leaders[0] if leaders else None,
         "floor": ranking.isel(model=ranking["stage"].values == "random"),
-        "strongest": facts.extreme(independent, largest=True),
-        "weakest": facts.extreme(independent, largest=False),
+        "strongest": facts.extreme(averaged, largest=True),
+        "weakest": facts.extreme(averaged, largest=False),
+        "n_units": independent.attrs["n_units"],
         "target": study.targets[0].attrs,
         "cheapest": facts.cheap_predictor(study.targets[0]),
-        "predictor": facts.best_predictor(study.domains),
+        "predictor": facts.best_predictor(study.domains, names),
         "several_pairs": study.results.sizes["protocol"] > 2,
     }
 

@@ -67,6 +67,7 @@ def test_with_records_models_are_compared_on_the_same_images(cells):
             p.append(expected)
     holm = multipletests(p, method="holm")[1].reshape(2, 2)
     np.testing.assert_allclose(found["p_holm"].sel(protocol=["knn", "logreg"]), holm)
+    assert found.attrs["n_tests"] == 4
 
 
 def test_turned_round_the_signs_turn(cells):

@@ -116,6 +116,13 @@ def test_a_ranking_that_all_datasets_share_is_settled_by_one():
     assert list(found["best"].values) == ["m4", "m3", "m2"]
 
 
+def test_results_that_are_on_disk_yet_say_the_same():
+    made = study(noisy(spread=1))
+    xr.testing.assert_identical(
+        ranking_stability(made.chunk(), protocol="knn"), ranking_stability(made, protocol="knn")
+    )
+
+
 def test_a_ranking_by_chance_is_settled_by_no_part():
     found = ranking_stability(study(noisy(2, n_models=12, spread=0)), protocol="knn")
     assert found["same_top"].sel(size=1) < 0.2

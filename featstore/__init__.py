@@ -233,7 +233,7 @@ class _WhenImported:
         return spec
 
 
-if "xarray" in sys.modules:
+if sys.modules.get("xarray"):  # None where somebody has forbidden it
     _register(sys.modules["xarray"])
 else:
     sys.meta_path.insert(0, _WhenImported)

@@ -229,7 +229,8 @@ class _WhenImported:
                 run(module)
                 _register(module)
 
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+            # Of this one loader, which is made anew for each import, and of no other.
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # just that is meant
         return spec
 
 

@@ -94,9 +94,10 @@ def correlate_protocols(
         models does not exist; there are no seeds.
     """
     check_results(results, seeds=True)
-    scores = scores_of(results, metric=metric, scale=scale, models=models, bn_mode=bn_mode)
-    if dataset is not None:
-        scores = scores.sel(dataset=[existing("dataset", dataset, scores["dataset"].values)])
+    scores = scores_of(
+        results, metric=metric, scale=scale, models=models, bn_mode=bn_mode, dataset=dataset,
+        seeds=True,
+    )  # fmt: skip
     how = _how(of_models(results, models), scores, partial, over, interval, resamples, seed)
     protocols = scores["protocol"].values
     pairs = [*combinations(range(len(protocols)), 2), *((i, i) for i in range(len(protocols)))]
@@ -172,8 +173,8 @@ def correlate_domains(
     """
     check_results(results, seeds=True)
     cells: dict[str, Any] = {"scale": scale, "models": models, "bn_mode": bn_mode}
-    scores = scores_of(results, metric=metric, **cells)
-    targets = scores_of(results, metric=target_metric or metric, **cells)
+    scores = scores_of(results, metric=metric, seeds=True, **cells)
+    targets = scores_of(results, metric=target_metric or metric, seeds=True, **cells)
     if in_domain is None:
         found = in_domain_datasets(results)
         if len(found) != 1:

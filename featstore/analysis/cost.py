@@ -83,7 +83,8 @@ def seed_reliability(
     existing("protocol", protocol, [str(name) for name in results["protocol"].values])
     if "seed" not in results["score"].dims:
         raise ValueError("results must have their seeds, as of open_results(seeds=True)")
-    scores = scores_of(results, models=models, bn_mode=bn_mode).sel(protocol=protocol)
+    scores = scores_of(results, models=models, bn_mode=bn_mode, seeds=True)
+    scores = scores.sel(protocol=protocol)
     found = []
     for cells in scores.transpose("dataset", "seed", "model").values:
         for one, other in combinations(cells, 2):

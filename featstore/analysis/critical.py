@@ -60,8 +60,6 @@ def critical_difference(
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie in 0..1 and be neither, got {alpha:g}")
     scores = scores_of(results, metric=metric, models=models, bn_mode=bn_mode)
-    if "seed" in scores.dims:
-        scores = scores.mean("seed")
     scores = scores.sel(protocol=protocol).transpose("model", "dataset")
     rows, columns = _without_holes(np.isfinite(scores.values))
     whole = scores.isel(model=rows, dataset=columns)

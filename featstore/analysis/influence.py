@@ -8,7 +8,7 @@ import xarray as xr
 from featstore.analysis.coefficients import coefficients, mean_correlations
 from featstore.analysis.correlate import groups_of
 from featstore.analysis.resampling import FEWEST_MODELS, STATISTICS, draws_of
-from featstore.analysis.selection import Models, Scale, existing, of_models, scores_of
+from featstore.analysis.selection import Models, Scale, of_models, scores_of
 from featstore.results import check_results
 
 
@@ -41,10 +41,9 @@ def influence(
         As `correlate_protocols`.
     """
     check_results(results, seeds=True)
-    scores = scores_of(results, metric=metric, scale=scale, models=models, bn_mode=bn_mode)
-    if dataset is not None:
-        scores = scores.sel(dataset=[existing("dataset", dataset, scores["dataset"].values)])
-    scores = scores.mean("seed") if "seed" in scores.dims else scores
+    scores = scores_of(
+        results, metric=metric, scale=scale, models=models, bn_mode=bn_mode, dataset=dataset
+    )
     values = scores.transpose("protocol", "dataset", "model").values
     groups = groups_of(of_models(results, models), partial)
     count, n_models = len(values), values.shape[2]

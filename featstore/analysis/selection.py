@@ -138,13 +138,15 @@ def scores_of(
     scale: Scale = "raw",
     models: Models = "all",
     bn_mode: str = "eval",
+    dataset: str | None = None,
+    seeds: bool = False,
 ) -> xr.DataArray:
     """One metric of the models asked for in one BN mode: (model, dataset, protocol).
 
-    Results opened with their seeds keep that dim.
-
     Parameters
     ----------
+    dataset : a single one, whose dim is kept
+    seeds : keep the dim of results opened with their seeds; else their means
     scale : `logit` takes the logarithm of the odds of what is a share, first kept half a test image
         away from 0 and 1, and leaves the rest as it is; `rank` the rank among the models of each
         dataset and protocol, 1 for the lowest
@@ -152,24 +154,26 @@ def scores_of(
     Raises
     ------
     ValueError
-        The metric, the scale, the BN mode or the choice of models does not exist.
+        The metric, the scale, the BN mode, the dataset or the choice of models does not exist.
     """
     existing("metric", metric, metrics_of(results))
     existing("bn_mode", bn_mode, results["bn_mode"].values)
     existing("scale", scale, ["raw", "logit", "rank"])
     cells = of_models(results, models).sel(bn_mode=bn_mode)
+    if dataset is not None:
+        cells = cells.sel(dataset=[existing("dataset", dataset, cells["dataset"].values)])
     scores = cells[metric]
     if scale == "rank":
         axis = scores.get_axis_num("model")
         ranks = rank_known(np.moveaxis(scores.values, axis, -1))
-        return scores.copy(data=np.moveaxis(ranks, -1, axis))
+        scores = scores.copy(data=np.moveaxis(ranks, -1, axis))
     if scale == "logit":
         images = cells["n_test"].fillna(_IMAGES) if "n_test" in cells else _IMAGES
         least = 0.5 / images
         odds = scores.clip(least, 1 - least)
         logit = xr.DataArray(np.log(odds / (1 - odds)))
-        return logit.where(_is_share(cells, metric), scores)
-    return scores
+        scores = logit.where(_is_share(cells, metric), scores)
+    return scores if seeds or "seed" not in scores.dims else scores.mean("seed")
 
 
 def rank_known(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

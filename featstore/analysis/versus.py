@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -28,18 +28,11 @@ from featstore.analysis.selection import (
     transductive,
 )
 from featstore.kernels.correlate import pearson, steiger
-from featstore.kernels.intervals import jackknife
+from featstore.kernels.intervals import jackknife, stabilised
 from featstore.kernels.testing import holm
 from featstore.results import check_results
 
-_NEAR_ONE = 1 - 1e-6  # Fisher's z of 1 is infinite
-
-_STABLE: dict[str, Callable[[Floats], Floats]] = {
-    "pearson": lambda r: np.asarray(np.arctanh(np.clip(r, -_NEAR_ONE, _NEAR_ONE))),
-    "spearman": lambda r: np.asarray(np.arcsin(np.clip(r, -1, 1))),
-    "kendall": np.asarray,
-}
-"""Scales on which the spread of a coefficient depends little on its size, as of the jackknife."""
+_NEAR_ONE = 1 - 1e-6  # draws of few models may be perfect, and Fisher's z of 1 is infinite
 
 
 def compare_predictors(
@@ -99,10 +92,7 @@ def compare_predictors(
     if len(names) < 2:
         raise ValueError(f"protocols must be two or more besides {target}, got {names}")
     results = of_models(results, models)
-    scores = scores_of(results, scale=scale, bn_mode=bn_mode)
-    if dataset is not None:
-        scores = scores.sel(dataset=[existing("dataset", dataset, scores["dataset"].values)])
-    scores = scores.mean("seed") if "seed" in scores.dims else scores
+    scores = scores_of(results, scale=scale, bn_mode=bn_mode, dataset=dataset)
     cells = scores.sel(protocol=[*names, target]).transpose("protocol", "dataset", "model").values
     scheme = Resampling(units_of(results), "bca", resamples, seed)
 
@@ -160,7 +150,8 @@ def _differences(
     again = mean_correlations(
         cells, used, second[: len(used)], scheme.weights, given, statistics=[statistic]
     )[statistic]
-    z, moved = (_STABLE[statistic](one) for one in (r, again))
+    most = _NEAR_ONE if statistic == "pearson" else 1.0
+    z, moved = (stabilised(np.clip(one, -most, most), statistic) for one in (r, again))
     drawn = moved[:, : scheme.resamples]
     without = np.where(present, again[:, scheme.resamples :], np.nan)
     ends = jackknife(r[: len(used)], without, statistic=statistic)

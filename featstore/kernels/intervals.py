@@ -203,6 +203,11 @@ _SCALES: dict[str | None, tuple[Callable[..., np.ndarray], Callable[..., np.ndar
 }
 
 
+def stabilised(coefficient: np.ndarray, statistic: Statistic) -> np.ndarray:
+    """Coefficients (...) on the scale of `jackknife`, where their spread depends little on them."""
+    return _SCALES[statistic][0](np.asarray(coefficient, dtype=np.float64))
+
+
 def _check(confidence: float, statistic: str | None = None) -> None:
     if statistic not in _SCALES:
         raise ValueError(f"statistic must be pearson, spearman or kendall, got {statistic!r}")

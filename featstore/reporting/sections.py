@@ -21,7 +21,7 @@ from featstore.analysis.compare import compare_protocols
 from featstore.analysis.resampling import STATISTICS
 from featstore.analysis.selection import shares
 from featstore.analysis.similarity import bn_displacement
-from featstore.reporting import certainty, facts, figures, tables
+from featstore.reporting import certainty, facts, figures, outlook, tables
 from featstore.reporting.study import Study
 
 Content = dict[str, Any]
@@ -246,13 +246,13 @@ SECTIONS = (
     Section("images", "Images", certainty.images),
     Section("features", "Features", features),
     Section("domains", "Domains", domains),
-    Section("forecasts", "Forecasts", certainty.forecasts),
-    Section("gap", "Families", certainty.gap),
+    Section("forecasts", "Forecasts", outlook.forecasts),
+    Section("gap", "Families", outlook.gap),
     Section("calibration", "Calibration", calibration),
     Section("bn", "BatchNorm", bn),
     Section("linear", "Short cuts", linear),
     Section("cost", "Cost", cost),
-    Section("beside", "Published", certainty.beside),
+    Section("beside", "Published", outlook.beside),
     Section("missing", "Missing", missing),
     Section("provenance", "Provenance", provenance),
 )

@@ -114,6 +114,11 @@ class Study:
         """Names of the in-domain datasets."""
         return in_domain_datasets(self.results)
 
+    @property
+    def home(self) -> str:
+        """The in-domain dataset, or else the first, where one has to be chosen."""
+        return self.homes[0] if self.homes else str(self.results["dataset"].values[0])
+
     @cached_property
     def domains(self) -> dict[str, xr.Dataset] | None:
         """The answer of `correlate_domains` by choice of models; None where there is no other."""

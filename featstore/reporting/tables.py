@@ -88,7 +88,7 @@ def pair_rows(tables: Sequence[xr.Dataset]) -> Rows:
         for i, j in zip(first, second, strict=True)
     ]
     for table in tables:
-        columns = [_ends(table, name)[first, second].tolist() for name in STATISTICS]
+        columns = [ends_of(table, name)[first, second].tolist() for name in STATISTICS]
         counts = table["n"].values[first, second].tolist()
         for row, *found in zip(rows, *columns, counts, strict=True):
             row["tables"].append(dict(zip((*STATISTICS, "n"), found, strict=True)))
@@ -109,8 +109,8 @@ def domain_rows(found: xr.Dataset, of_all: xr.Dataset | None) -> Rows:
     of_all : the same of all models, for a last column
     """
     rows = _with_ends(_columns(found, ["protocol"]), found, ["pearson_mean"])
-    cells = _ends(found.transpose("protocol", "dataset", ...), "pearson").tolist()
-    last = _ends(of_all, "pearson_mean").tolist() if of_all is not None else [None] * len(rows)
+    cells = ends_of(found.transpose("protocol", "dataset", ...), "pearson").tolist()
+    last = ends_of(of_all, "pearson_mean").tolist() if of_all is not None else [None] * len(rows)
     for row, own, mean in zip(rows, cells, last, strict=True):
         row |= {"mean": row.pop("pearson_mean"), "cells": own, "mean_of_all": mean}
     return rows
@@ -177,7 +177,7 @@ def head_rows(found: xr.Dataset) -> tuple[Rows, Rows]:
     for rows, table in ((groups, whole), (pairs, single)):
         counts = (table[name].values.tolist() for name in ("n_models", "n_datasets", "n_pairs"))
         for row, ends, models, n_datasets, n_pairs in zip(
-            rows, _ends(table, "difference").tolist(), *counts, strict=True
+            rows, ends_of(table, "difference").tolist(), *counts, strict=True
         ):
             row["among"] = list(zip(ends, models, strict=True))
             row |= {"n_datasets": n_datasets[0], "n_pairs": n_pairs[0]}
@@ -251,13 +251,13 @@ def _columns(table: xr.Dataset, names: Sequence[str]) -> Rows:
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def _ends(table: xr.Dataset, name: str) -> Any:
+def ends_of(table: xr.Dataset, name: str) -> Any:
     """A number and its limits, (..., 3)."""
     return np.stack([table[f"{name}{end}"].values for end in ENDS], axis=-1)
 
 
 def _with_ends(rows: Rows, table: xr.Dataset, names: Sequence[str]) -> Rows:
     for name in names:
-        for row, ends in zip(rows, _ends(table, name).tolist(), strict=True):
+        for row, ends in zip(rows, ends_of(table, name).tolist(), strict=True):
             row[name] = ends
     return rows

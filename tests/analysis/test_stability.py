@@ -130,6 +130,15 @@ def test_a_ranking_by_chance_is_settled_by_no_part():
     assert np.isnan(found["settled_at"])
 
 
+def test_what_comes_loose_again_is_not_settled_yet():
+    whole = np.tile(np.arange(6.0)[:, None], (1, 4))  # the same order on four datasets
+    columns = {"knn": whole, "knn-1shot": whole, "knn-2shot": -whole, "knn-5shot": whole}
+    made = study(np.stack([*columns.values()], axis=-1), protocols=columns)
+    found = ranking_stability(made, protocol="knn", over="labels")
+    assert found["same_top"].values.tolist() == [1, 0, 1]
+    assert found["settled_at"] == 5
+
+
 def test_what_is_settled_stays_so_from_there_on():
     # The last dataset turns the two best round: with one other it leaves them equal.
     scores = np.tile(np.arange(5.0)[:, None, None], (1, 21, 1))

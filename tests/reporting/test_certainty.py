@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from featstore.analysis.beside import compare_published
 from featstore.analysis.correlate import correlate_protocols
 from featstore.analysis.critical import critical_difference
 from featstore.analysis.differences import compare_models
@@ -13,6 +14,7 @@ from featstore.analysis.families import family_gap
 from featstore.analysis.forecast import forecast
 from featstore.analysis.images import correlate_images
 from featstore.analysis.influence import influence
+from featstore.analysis.published import published
 from featstore.analysis.stability import ranking_stability
 from featstore.analysis.versus import compare_predictors
 from featstore.errors import CorruptStoreError
@@ -263,3 +265,26 @@ def test_models_taught_by_clip_are_named(page):
 )
 def test_probabilities_are_short(value, text):
     assert probability(value) == text
+
+
+def test_own_numbers_stand_beside_published_ones(tmp_path):
+    results = published("ericsson2021").sel(protocol=["logreg-ericsson", "finetune-ericsson"])
+    results = results.sel(dataset=["cifar10", "dtd", "voc2007"], bn_mode=["eval"])
+    moved = results.assign(
+        {name: results[name] - 0.01 for name in ("score", "top1", "map11")}
+        | {f"{name}_{end}": results[name] + by
+           for name in ("top1", "map11") for end, by in (("low", -0.03), ("high", 0.005))}
+    )  # fmt: skip
+    page = Page(report(moved, tmp_path / "r.html").read_text(encoding="utf-8"))
+    found = compare_published(moved, "ericsson2021")
+    _, body = page.rows("beside-ericsson2021")
+    assert len(body) == 14 * 3 * 2
+    for row in body:
+        model, dataset, protocol = (cell[0] for cell in row[:3])
+        one = found.sel(model=model, dataset=dataset, protocol=protocol)
+        for cell, key in zip(row[3:6], ("ours", "theirs", "difference"), strict=True):
+            assert number(cell) == one[key].item()
+        assert number(row[5]) == pytest.approx(-0.01)
+        assert row[6][0] == ("yes" if one["inside"] else "no") == "yes"
+    assert "84 cells are in both, 1.0 points apart on average" in page.text
+    assert "Of 84 with an interval of ours, theirs lies inside in 84" in page.text
